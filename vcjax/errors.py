@@ -1,0 +1,123 @@
+"""Every error that vcjax raises on purpose.
+
+All of them derive from `VcjaxError`, carry the leaf path or object at fault
+and a `hint` that says what to do next::
+
+    VcjaxError
+    ├── TreeError                 a PyTree cannot be taken apart or put together
+    │   ├── UnsupportedLeafError  a leaf that is neither an array nor a plain value
+    │   └── StructureError        a tree and the `like=` it should become do not match
+    ├── RepositoryError           a repository cannot be opened or created
+    │   ├── RepositoryNotFoundError
+    │   ├── RepositoryExistsError
+    │   └── UnknownFormatError    written by a version of vcjax that this one cannot read
+    ├── RevisionError             a revision names no commit, or more than one
+    ├── RefError                  a branch or tag name that is invalid, missing or taken
+    ├── ConflictError             two sides changed the same leaves
+    ├── CorruptionError           stored bytes are not what was written
+    │   └── MissingObjectError    stored bytes are gone
+    ├── StorageError              the disk or bucket refused (full, read-only, unreachable)
+    ├── FormatError               a checkpoint file cannot be read or written
+    └── MergeError                a merge method cannot be applied to these inputs
+"""
+
+from collections.abc import Sequence
+
+
+class VcjaxError(Exception):
+    """Root of every error of vcjax.
+
+    Args:
+        message: what went wrong, naming the object or leaf at fault.
+        hint: what the user can do about it.
+        path: the leaf path at fault, where there is one.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, path: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class TreeError(VcjaxError, ValueError):
+    """A PyTree cannot be taken apart into leaves, or put together from them."""
+
+
+class UnsupportedLeafError(TreeError, TypeError):
+    """A leaf is neither an array, a PRNG key nor a plain Python value."""
+
+
+class StructureError(TreeError):
+    """A stored tree and the tree it should be restored into do not match.
+
+    Attributes:
+        problems: one line per offending leaf path.
+    """
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str | None = None):
+        listed = "".join(f"\n  {line}" for line in list(problems)[:20])
+        more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
+        super().__init__(message + listed + more, hint=hint)
+        self.problems = tuple(problems)
+
+
+class RepositoryError(VcjaxError):
+    """A repository cannot be opened or created."""
+
+
+class RepositoryNotFoundError(RepositoryError, FileNotFoundError):
+    """There is no repository at this place."""
+
+
+class RepositoryExistsError(RepositoryError, FileExistsError):
+    """There already is a repository at this place."""
+
+
+class UnknownFormatError(RepositoryError):
+    """Something was written in a format that this version cannot read."""
+
+
+class RevisionError(VcjaxError, LookupError):
+    """A revision names no commit, or more than one."""
+
+
+class RefError(VcjaxError, ValueError):
+    """A ref name is invalid, missing or already taken."""
+
+
+class ConflictError(VcjaxError):
+    """Two sides changed the same leaves in different ways.
+
+    Attributes:
+        paths: the leaf paths that both sides changed.
+    """
+
+    def __init__(self, message: str, *, paths: Sequence[str] = (), hint: str | None = None):
+        listed = "".join(f"\n  {path}" for path in list(paths)[:20])
+        more = f"\n  … and {len(paths) - 20} more" if len(paths) > 20 else ""
+        super().__init__(message + listed + more, hint=hint)
+        self.paths = tuple(paths)
+
+
+class CorruptionError(VcjaxError):
+    """Stored bytes are not the bytes that were written."""
+
+
+class MissingObjectError(CorruptionError):
+    """A stored object that a commit needs is gone."""
+
+
+class StorageError(VcjaxError, OSError):
+    """The disk or bucket refused an operation."""
+
+
+class FormatError(VcjaxError, ValueError):
+    """A checkpoint file cannot be read or written."""
+
+
+class MergeError(VcjaxError, ValueError):
+    """A merge method cannot be applied to these inputs."""

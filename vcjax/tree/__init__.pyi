@@ -1,0 +1,17 @@
+from .flatten import Leaf as Leaf
+from .flatten import canonical as canonical
+from .flatten import flatten as flatten
+from .spec import NODE_KINDS as NODE_KINDS
+from .spec import Home as Home
+from .spec import Key as Key
+from .spec import LeafSpec as LeafSpec
+from .spec import Node as Node
+from .spec import escape as escape
+from .spec import iter_leaves as iter_leaves
+from .spec import leaf_dict as leaf_dict
+from .spec import map_leaves as map_leaves
+from .spec import pattern as pattern
+from .spec import select as select
+from .spec import unescape as unescape
+from .unflatten import unflatten as unflatten
+from .unflatten import unflatten_like as unflatten_like

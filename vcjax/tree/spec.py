@@ -1,0 +1,193 @@
+"""What a PyTree looks like without its data: nodes, leaf specs and leaf paths.
+
+Plain Python, so that reading history never needs JAX. A `Node` tree is used
+with three payloads at its leaves: `vcjax.tree.Leaf` (data in memory),
+`LeafSpec` (abstract) and `vcjax.history.LeafEntry` (stored).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vcjax import errors
+
+Key = str | int | float | bool | bytes | tuple["Key", ...]
+"""What may be a key of a dict in a tree."""
+
+Home = Literal["jax", "numpy", "scalar", "python"]
+
+NODE_KINDS = (
+    "dict",  # keys: dict keys, sorted
+    "ordereddict",  # keys: dict keys, in insertion order
+    "defaultdict",  # keys: dict keys, sorted; the factory is not kept
+    "frozendict",  # flax.core.FrozenDict
+    "list",  # keys: 0 … n-1
+    "tuple",  # keys: 0 … n-1
+    "namedtuple",  # keys: field names; name: "module:Qualified.Name"
+    "none",  # no children
+    "nnx_state",  # flax.nnx.State (and whole nnx.Modules); nested states included
+    "custom",  # any other registered PyTree class; keys: fields or indices; name as above
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LeafSpec:
+    """What a leaf is, apart from its content.
+
+    Attributes:
+        dtype: NumPy/ml_dtypes name ("float32", "bfloat16", "int4", …),
+            "key<IMPL>" for a typed PRNG key (the data are its uint32 words), or
+            for a Python value its type: "int", "float", "bool", "complex",
+            "str", "bytes".
+        shape: of the data; for PRNG keys of `jax.random.key_data`. `()` for values.
+        home: where the leaf lived: a `jax.Array`, a NumPy array, a NumPy scalar
+            or a plain Python value.
+        variable: the type of the `nnx.Variable` that held it, for example
+            "flax.nnx.variablelib:Param".
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    home: Home = "jax"
+    variable: str | None = None
+
+    @property
+    def is_value(self) -> bool:
+        """Whether the leaf is a Python value and not an array."""
+        return self.home == "python"
+
+    def __str__(self) -> str:
+        if self.is_value:
+            return self.dtype
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An inner node of a tree: its kind, its keys and what is below them.
+
+    Attributes:
+        kind: one of `NODE_KINDS`.
+        keys: one per child. Indices for sequences, names for fields.
+        children: `Node`s or leaf payloads.
+        name: "module:Qualified.Name" of the class for namedtuple and custom.
+    """
+
+    kind: str
+    keys: tuple[Key, ...] = ()
+    children: tuple[Any, ...] = ()
+    name: str = ""
+
+
+def escape(key: Key) -> str:
+    """One segment of a leaf path for a key; `%` and `/` are percent-encoded (RFC 3986)."""
+    text = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
+    return text.replace("%", "%25").replace("/", "%2F")
+
+
+def unescape(segment: str) -> str:
+    """The key text that `escape` made a path segment from."""
+    return segment.replace("%2F", "/").replace("%25", "%")
+
+
+def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+    """All leaves below `root` as (leaf path, payload), in tree order.
+
+    The path of a tree that is a single leaf is the empty string.
+    """
+    stack: list[tuple[str | None, Any]] = [(prefix, root)]
+    while stack:
+        path, node = stack.pop()
+        if not isinstance(node, Node):
+            yield path or "", node
+            continue
+        for key, child in zip(reversed(node.keys), reversed(node.children), strict=True):
+            segment = escape(key)
+            stack.append((segment if path is None else f"{path}/{segment}", child))
+
+
+def leaf_dict(root: Any) -> dict[str, Any]:
+    """All leaves below `root` as {leaf path: payload}.
+
+    Raises:
+        TreeError: two leaves have the same path.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in iter_leaves(root):
+        if path in leaves:
+            raise errors.TreeError(
+                f"two leaves have the path {path!r}",
+                path=path,
+                hint="give the keys of that container different string forms",
+            )
+        leaves[path] = leaf
+    return leaves
+
+
+def map_leaves(function: Callable[[str, Any], Any], root: Any, path: str | None = None) -> Any:
+    """The same tree with every payload replaced by `function(path, payload)`."""
+    if not isinstance(root, Node):
+        return function(path or "", root)
+    children = []
+    for key, child in zip(root.keys, root.children, strict=True):
+        segment = escape(key)
+        children.append(map_leaves(function, child, segment if path is None else f"{path}/{segment}"))
+    return Node(root.kind, root.keys, tuple(children), root.name)
+
+
+def pattern(glob: str) -> re.Pattern[str]:
+    """A compiled leaf-path glob: `*` within a segment, `**` across segments, `?`, `[a-z]`.
+
+    A pattern without wildcards also matches everything below it, so
+    "params/encoder" selects the whole encoder.
+    """
+    if not re.search(r"[*?\[]", glob):
+        return re.compile(re.escape(glob) + r"(?:/.*)?\Z", re.S)
+    out, i = [], 0
+    while i < len(glob):
+        if glob.startswith("**/", i):
+            out.append(r"(?:.*/)?")
+            i += 3
+        elif glob.startswith("/**", i) and i + 3 == len(glob):
+            out.append(r"(?:/.*)?")
+            i += 3
+        elif glob.startswith("**", i):
+            out.append(r".*")
+            i += 2
+        elif glob[i] == "*":
+            out.append(r"[^/]*")
+            i += 1
+        elif glob[i] == "?":
+            out.append(r"[^/]")
+            i += 1
+        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
+            body = glob[i + 1 : end].replace("\\", r"\\")
+            out.append("[^" + body[1:] + "]" if body[0] in "!^" else f"[{body}]")
+            i = end + 1
+        else:
+            out.append(re.escape(glob[i]))
+            i += 1
+    return re.compile("".join(out) + r"\Z", re.S)
+
+
+def select(paths: Mapping[str, Any] | list[str], globs: list[str] | str | None) -> list[str]:
+    """The leaf paths that match any of `globs` (all of them if `globs` is None).
+
+    Raises:
+        TreeError: a glob matches nothing.
+    """
+    names = list(paths)
+    if globs is None:
+        return names
+    chosen: set[str] = set()
+    for glob in [globs] if isinstance(globs, str) else globs:
+        expression = pattern(glob)
+        hits = [name for name in names if expression.match(name)]
+        if not hits:
+            raise errors.TreeError(
+                f"no leaf path matches {glob!r}",
+                hint="`vcjax ls REV` lists the leaf paths; `**` crosses `/`, `*` does not",
+            )
+        chosen.update(hits)
+    return [name for name in names if name in chosen]
