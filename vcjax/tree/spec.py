@@ -27,7 +27,9 @@ NODE_KINDS = (
     "namedtuple",  # keys: field names; name: "module:Qualified.Name"
     "none",  # no children
     "nnx_state",  # flax.nnx.State (and whole nnx.Modules); nested states included
-    "custom",  # any other registered PyTree class; keys: fields or indices; name as above
+    # Any other registered PyTree class; keys: fields or indices; name as above. Also an
+    # nnx.Variable whose value is not one leaf but a tree; its only key is "value".
+    "custom",
 )
 
 
@@ -81,9 +83,17 @@ class Node:
 
 
 def escape(key: Key) -> str:
-    """One segment of a leaf path for a key; `%` and `/` are percent-encoded (RFC 3986)."""
-    text = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
-    return text.replace("%", "%25").replace("/", "%2F")
+    """One segment of a leaf path for a key; `%` and `/` are percent-encoded (RFC 3986).
+
+    Otherwise it is what `jax.tree_util.keystr(…, simple=True)` shows: `str(key)`.
+    """
+    return str(key).replace("%", "%25").replace("/", "%2F")
+
+
+def join(path: str | None, key: Key) -> str:
+    """The path of the child under `key` of the node at `path` (None for the root)."""
+    segment = escape(key)
+    return segment if path is None else f"{path}/{segment}"
 
 
 def unescape(segment: str) -> str:
@@ -103,8 +113,7 @@ def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any
             yield path or "", node
             continue
         for key, child in zip(reversed(node.keys), reversed(node.children), strict=True):
-            segment = escape(key)
-            stack.append((segment if path is None else f"{path}/{segment}", child))
+            stack.append((join(path, key), child))
 
 
 def leaf_dict(root: Any) -> dict[str, Any]:
@@ -129,11 +138,11 @@ def map_leaves(function: Callable[[str, Any], Any], root: Any, path: str | None 
     """The same tree with every payload replaced by `function(path, payload)`."""
     if not isinstance(root, Node):
         return function(path or "", root)
-    children = []
-    for key, child in zip(root.keys, root.children, strict=True):
-        segment = escape(key)
-        children.append(map_leaves(function, child, segment if path is None else f"{path}/{segment}"))
-    return Node(root.kind, root.keys, tuple(children), root.name)
+    children = tuple(
+        map_leaves(function, child, join(path, key))
+        for key, child in zip(root.keys, root.children, strict=True)
+    )
+    return Node(root.kind, root.keys, children, root.name)
 
 
 def pattern(glob: str) -> re.Pattern[str]:

@@ -1,0 +1,172 @@
+"""Leaves: one array, PRNG key or plain value of a tree, with its spec."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from vcjax import errors
+from vcjax.tree import dtypes
+from vcjax.tree.spec import LeafSpec
+
+PYTHON_TYPES = (bool, int, float, complex, str, bytes)
+"""The types of plain Python values that may be leaves; subclasses are not among them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """A leaf with its data in memory.
+
+    Compared by identity: comparing content is the business of digests.
+
+    Attributes:
+        spec: what the leaf is.
+        data: the `jax.Array` (of a typed PRNG key its `jax.random.key_data`),
+            the `np.ndarray` or NumPy scalar, or the Python value.
+    """
+
+    spec: LeafSpec
+    data: Any
+
+
+def make_leaf(value: Any, path: str = "", variable: str | None = None) -> Leaf:
+    """The leaf for one value of a tree. Nothing is copied or moved between devices.
+
+    Args:
+        value: an array, a typed PRNG key or a plain Python value.
+        path: leaf path, for error messages.
+        variable: type name of the `nnx.Variable` that holds it.
+
+    Raises:
+        UnsupportedLeafError: a value of this kind cannot be stored.
+    """
+    if isinstance(value, np.str_ | np.bytes_):
+        value = value.item()  # the same text and hash; an array of it has no canonical bytes
+    if type(value) in PYTHON_TYPES:
+        return Leaf(LeafSpec(type(value).__name__, (), "python", variable), value)
+    _refuse(value, path)
+    if isinstance(value, jax.Array):
+        return _jax_leaf(value, path, variable)
+    try:
+        name = dtypes.dtype_name(value.dtype)
+    except errors.UnsupportedLeafError as error:
+        raise errors.UnsupportedLeafError(
+            f"leaf {path!r}: {error.message}", hint=error.hint, path=path
+        ) from None
+    home = "scalar" if isinstance(value, np.generic) else "numpy"
+    return Leaf(LeafSpec(name, value.shape, home, variable), value)
+
+
+def _jax_leaf(value: jax.Array, path: str, variable: str | None) -> Leaf:
+    if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        name = dtypes.dtype_name(value.dtype)
+        return Leaf(LeafSpec(name, value.shape, "jax", variable), value)
+    name = key_dtype(value.dtype)
+    if name is None:
+        raise errors.UnsupportedLeafError(
+            f"leaf {path!r} is an array of dtype {value.dtype}, which cannot be stored by name",
+            hint="register the PRNG implementation under a name, or store jax.random.key_data",
+            path=path,
+        )
+    data = jax.random.key_data(value)
+    return Leaf(LeafSpec(name, data.shape, "jax", variable), data)
+
+
+def key_dtype(dtype: Any) -> str | None:
+    """ "key<IMPL>" for the dtype of typed PRNG keys; None for all other dtypes."""
+    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        return None
+    found = []
+
+    def probe(keys: jax.Array) -> jax.Array:
+        found.append(jax.random.key_impl(keys))
+        return jax.random.key_data(keys)
+
+    # The dtype itself only tells a short tag ("key<fry>"), and key_impl takes no abstract keys.
+    jax.eval_shape(probe, jax.ShapeDtypeStruct((), dtype))
+    return f"key<{found[0]}>" if isinstance(found[0], str) else None
+
+
+def _refuse(value: Any, path: str) -> None:
+    """Raises if `value` is neither a usable JAX array, a NumPy array nor a NumPy scalar."""
+    problem = _problem(value)
+    if problem:
+        what, hint = problem
+        raise errors.UnsupportedLeafError(f"leaf {path!r} is {what}", hint=hint, path=path)
+
+
+def _problem(value: Any) -> tuple[str, str] | None:
+    """What `value` is and what to do about it, or None if its data can be read."""
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, jax.core.Tracer):
+        return "a tracer: it has no value yet", "commit outside of jax.jit, grad and vmap"
+    if isinstance(value, jax.Array):
+        return _array_problem(value)
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return (
+            "a jax.ShapeDtypeStruct, which has no data",
+            "commit real arrays; abstract trees serve as `like=` when restoring",
+        )
+    if isinstance(value, jax.Ref):
+        return "a mutable jax.Ref", "commit its present value, `ref[...]`"
+    if isinstance(value, np.generic) or type(value) in (np.ndarray, np.memmap):
+        return None
+    if isinstance(value, np.ndarray):
+        return f"a {kind}, of which only the data could be kept", "use `np.asarray(x)`"
+    if isinstance(value, PYTHON_TYPES):
+        base = next(t for t in PYTHON_TYPES if isinstance(value, t)).__name__
+        return f"a {kind}, a subclass of {base}", f"store the plain value, `{base}(x)` or `x.value`"
+    if callable(value):
+        return (
+            f"a function or class ({kind})",
+            "make the field static (`flax.struct.field(pytree_node=False)`, `eqx.field("
+            "static=True)`), or commit only the arrays (`eqx.filter(tree, eqx.is_array)`)",
+        )
+    return (
+        f"a {kind}, neither an array nor a plain value",
+        "convert it to arrays, numbers or text, register its class with jax.tree_util, "
+        "or leave it out",
+    )
+
+
+def _array_problem(value: jax.Array) -> tuple[str, str] | None:
+    if value.is_deleted():
+        return (
+            "a deleted jax.Array: its buffer was donated",
+            "commit before the call with donate_argnums, or commit that call's result",
+        )
+    if not (value.is_fully_addressable or value.is_fully_replicated):
+        return (
+            "a jax.Array with shards on other processes",
+            "gather it first: `multihost_utils.process_allgather(x, tiled=True)`",
+        )
+    return None
+
+
+def host_array(leaf: Leaf) -> np.ndarray:
+    """The data of an array leaf as a native NumPy array of `leaf.spec`'s storage dtype.
+
+    A view wherever there can be one; strides are as they are.
+    """
+    array = np.asarray(leaf.data)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def canonical(leaf: Leaf) -> np.ndarray:
+    """A C-contiguous, little-endian host array whose bytes are the leaf's canonical bytes.
+
+    Shares memory with the leaf's data where that is on the host, contiguous and
+    little-endian already, save for dtypes of less than a byte (see `dtypes`).
+    May be read-only.
+
+    Raises:
+        TypeError: the leaf is a Python value; its digest is taken of the value itself.
+    """
+    if leaf.spec.is_value:
+        raise TypeError(f"a Python {leaf.spec.dtype} has no canonical bytes")
+    array = np.asarray(leaf.data)
+    if array.dtype.isbuiltin == 1 or not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    # np.ascontiguousarray would turn 0-d into 1-d.
+    return dtypes.normalise(np.asarray(array, order="C"))

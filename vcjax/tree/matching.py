@@ -1,0 +1,119 @@
+"""Whether stored leaves fit the leaves of a tree that they are to be restored into."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from vcjax import errors
+from vcjax.tree import dtypes
+from vcjax.tree.leaf import PYTHON_TYPES, key_dtype
+from vcjax.tree.spec import LeafSpec
+
+_LISTED = 20  # close matches are sought for as many leaves as StructureError lists
+
+
+def check(stored: Mapping[str, LeafSpec], targets: Mapping[str, Any], *, strict: bool) -> None:
+    """Raises unless every target has a stored leaf that fits it.
+
+    Args:
+        stored: specs by leaf path.
+        targets: `Template.targets`.
+        strict: whether a stored leaf without a target is an error.
+
+    Raises:
+        StructureError: with one line per leaf that is missing, extra or does not fit.
+    """
+    missing = [path for path in targets if path not in stored]
+    extra = [path for path in stored if path not in targets]
+    problems = []
+    for path, target in targets.items():
+        if path in stored and (reason := mismatch(stored[path], target)):
+            problems.append(f"{path}: {reason}")
+    for count, path in enumerate(missing):
+        close = _close(path, extra) if count < _LISTED else ""
+        problems.append(f"{path}: missing, like= has {_describe(targets[path])}{close}")
+    if strict:
+        problems += [f"{path}: extra, stored {stored[path]}" for path in extra]
+    if problems:
+        raise errors.StructureError(
+            "the stored tree does not fit like=",
+            problems=problems,
+            hint=_hint(missing, extra if strict else []),
+        )
+
+
+def _hint(missing: list[str], extra: list[str]) -> str:
+    if missing:
+        return "remove or rename these leaves in like=, or restore without like="
+    if extra:
+        return "add these leaves to like=, or pass strict=False to ignore them"
+    return "give like= the stored shapes, and dtypes that the stored ones can be cast to"
+
+
+def _close(path: str, candidates: Iterable[str]) -> str:
+    found = difflib.get_close_matches(path, candidates, n=2, cutoff=0.6)
+    return f" (stored is {' and '.join(found)})" if found else ""
+
+
+def _describe(target: Any) -> str:
+    spec = target_spec(target)
+    return str(spec) if spec else f"a {type(target).__qualname__}"
+
+
+def mismatch(stored: LeafSpec, target: Any) -> str | None:
+    """Why a leaf cannot be restored into `target`, or None if it can."""
+    wanted = target_spec(target)
+    if wanted is None:
+        return f"stored {stored}, like= has a {type(target).__qualname__}, which is no array"
+    if _fits(stored, wanted):
+        return None
+    return f"stored {stored}, like= has {wanted}"
+
+
+def _fits(stored: LeafSpec, wanted: LeafSpec) -> bool:
+    if stored.shape != wanted.shape:
+        return False
+    if stored.dtype == wanted.dtype:
+        return True
+    words = [s.dtype for s in (stored, wanted) if dtypes.key_impl(s.dtype) is None]
+    if len(words) < 2:
+        return words == ["uint32"]
+    if {"str", "bytes"} & set(words):
+        return False
+    return dtypes.rank(stored.dtype) <= dtypes.rank(wanted.dtype)
+
+
+def target_spec(target: Any) -> LeafSpec | None:
+    """What a leaf of a `like=` tree asks for; None if that can be no leaf.
+
+    Anything with a shape and a dtype is an array target, and a `jax.Array` one
+    unless it is NumPy's.
+    """
+    if isinstance(target, (str, bytes)):
+        return LeafSpec("str" if isinstance(target, str) else "bytes", (), "python")
+    if type(target) in PYTHON_TYPES:
+        return LeafSpec(type(target).__name__, (), "python")
+    if not (hasattr(target, "shape") and hasattr(target, "dtype")):
+        return None
+    if jax.dtypes.issubdtype(target.dtype, jax.dtypes.extended):
+        return _key_spec(tuple(target.shape), target.dtype)
+    try:
+        name = dtypes.dtype_name(np.dtype(target.dtype))
+    except errors.UnsupportedLeafError:
+        return None
+    if isinstance(target, np.generic):
+        return LeafSpec(name, (), "scalar")
+    return LeafSpec(name, tuple(target.shape), "numpy" if isinstance(target, np.ndarray) else "jax")
+
+
+@lru_cache
+def _key_spec(shape: tuple[int, ...], dtype: Any) -> LeafSpec | None:
+    name = key_dtype(dtype)
+    if name is None:
+        return None
+    words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype))
+    return LeafSpec(name, words.shape, "jax")
