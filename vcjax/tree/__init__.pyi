@@ -2,7 +2,7 @@ from .dtypes import dtype_name as dtype_name
 from .dtypes import itemsize as itemsize
 from .dtypes import key_impl as key_impl
 from .dtypes import storage_dtype as storage_dtype
-from .flatten import flatten as flatten
+from .flattening import flatten as flatten
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical
 from .leaf import make_leaf as make_leaf
@@ -21,9 +21,9 @@ from .spec import map_leaves as map_leaves
 from .spec import pattern as pattern
 from .spec import select as select
 from .spec import unescape as unescape
-from .template import Template as Template
-from .template import abstract as abstract
-from .template import template as template
-from .template import unflatten_like as unflatten_like
-from .unflatten import restore_leaf as restore_leaf
-from .unflatten import unflatten as unflatten
+from .templates import Template as Template
+from .templates import abstract as abstract
+from .templates import template as template
+from .templates import unflatten_like as unflatten_like
+from .unflattening import restore_leaf as restore_leaf
+from .unflattening import unflatten as unflatten

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from vcjax import errors
@@ -59,7 +61,7 @@ def make_leaf(value: Any, path: str = "", variable: str | None = None) -> Leaf:
 
 
 def _jax_leaf(value: jax.Array, path: str, variable: str | None) -> Leaf:
-    if not jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+    if not jnp.issubdtype(value.dtype, jax.dtypes.extended):
         name = dtypes.dtype_name(value.dtype)
         return Leaf(LeafSpec(name, value.shape, "jax", variable), value)
     name = key_dtype(value.dtype)
@@ -75,7 +77,7 @@ def _jax_leaf(value: jax.Array, path: str, variable: str | None) -> Leaf:
 
 def key_dtype(dtype: Any) -> str | None:
     """ "key<IMPL>" for the dtype of typed PRNG keys; None for all other dtypes."""
-    if not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
     found = []
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vcjax import errors
@@ -71,7 +72,8 @@ def mismatch(stored: LeafSpec, target: Any) -> str | None:
         return f"stored {stored}, like= has a {type(target).__qualname__}, which is no array"
     if _fits(stored, wanted):
         return None
-    return f"stored {stored}, like= has {wanted}"
+    why = "" if stored.shape != wanted.shape else ", to which that does not convert"
+    return f"stored {stored}, like= has {wanted}{why}"
 
 
 def _fits(stored: LeafSpec, wanted: LeafSpec) -> bool:
@@ -93,13 +95,13 @@ def target_spec(target: Any) -> LeafSpec | None:
     Anything with a shape and a dtype is an array target, and a `jax.Array` one
     unless it is NumPy's.
     """
-    if isinstance(target, (str, bytes)):
-        return LeafSpec("str" if isinstance(target, str) else "bytes", (), "python")
     if type(target) in PYTHON_TYPES:
         return LeafSpec(type(target).__name__, (), "python")
+    if isinstance(target, np.str_ | np.bytes_):
+        return LeafSpec("str" if isinstance(target, np.str_) else "bytes", (), "python")
     if not (hasattr(target, "shape") and hasattr(target, "dtype")):
         return None
-    if jax.dtypes.issubdtype(target.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(target.dtype, jax.dtypes.extended):
         return _key_spec(tuple(target.shape), target.dtype)
     try:
         name = dtypes.dtype_name(np.dtype(target.dtype))

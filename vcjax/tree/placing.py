@@ -10,7 +10,7 @@ from vcjax import errors
 from vcjax.tree import dtypes
 from vcjax.tree.leaf import Leaf, host_array
 from vcjax.tree.matching import mismatch, target_spec
-from vcjax.tree.unflatten import wrap_key
+from vcjax.tree.unflattening import wrap_key
 
 
 def place(leaf: Leaf, target: Any, path: str = "") -> Any:
@@ -24,9 +24,8 @@ def place(leaf: Leaf, target: Any, path: str = "") -> Any:
     Raises:
         StructureError: the leaf does not fit.
     """
-    wanted = target_spec(target)
-    if wanted is None or (reason := mismatch(leaf.spec, target)):
-        reason = mismatch(leaf.spec, target)
+    wanted, reason = target_spec(target), mismatch(leaf.spec, target)
+    if wanted is None or reason:
         raise errors.StructureError("a leaf does not fit like=", problems=[f"{path}: {reason}"])
     if wanted.home == "python":
         return _to_python(leaf, type(target))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from flax.core import FrozenDict
 
 from vcjax import errors
