@@ -46,13 +46,14 @@ def reading(path: Path, kind: str, *damage: type[Exception]) -> Iterator[None]:
         yield
     except errors.VcjaxError:
         raise
-    except damage as error:
-        reason = str(error) or type(error).__name__
-        raise errors.FormatError(
-            f"{str(path)!r} is damaged or not {kind}: {reason}",
-            hint="copy or download the file again, or name the right format with `format=`",
-        ) from error
-    except OSError as error:
+    except (*damage, OSError) as error:
+        # EINVAL is a seek to before the start of the file, by a damaged offset.
+        if not isinstance(error, OSError) or error.errno == errno.EINVAL:
+            reason = str(error) or type(error).__name__
+            raise errors.FormatError(
+                f"{str(path)!r} is damaged or not {kind}: {reason}",
+                hint="copy or download the file again, or name the right format with `format=`",
+            ) from error
         raise storage_error("read", path, error.errno, error.strerror or str(error)) from error
 
 
@@ -76,9 +77,10 @@ def replacing(path: Path) -> Iterator[Path]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         # Created here with mode 0o666, so that the umask decides as for any other file.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        if target.exists():
-            temporary.chmod(target.stat().st_mode & 0o7777)
+        mode = (target if target.exists() else temporary).stat().st_mode
         yield temporary
+        # Only now: safetensors puts a file of its own, of mode 0o600, in the place of ours.
+        temporary.chmod(mode & 0o7777)
         _sync(temporary)
         temporary.replace(target)
         _sync(target.parent)

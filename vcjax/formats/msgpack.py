@@ -2,8 +2,9 @@
 
 The tree of a file is its state dict: nested dicts with string keys, arrays and
 plain Python values. Files of Flax are read, and Flax reads ours; the bytes are
-those that Flax would write, except that a file is written leaf by leaf and so
-never held in memory as a whole.
+those of `msgpack_serialize(to_state_dict(tree))`, with dict entries in sorted
+order (`to_bytes` keeps insertion order), but a file is written leaf by leaf and
+so never held in memory as a whole.
 
 `flax.serialization.msgpack_serialize` also takes trees that are no state dicts,
 with lists or integer keys. Such a file is read with the metadata

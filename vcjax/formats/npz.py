@@ -123,9 +123,13 @@ class Npz:
                 archive.writestr(_info(MEMBER), member)
             for name, array in named.items():
                 stored = array.view(f"V{array.itemsize}") if name in dtypes else array
+                # Without a version NumPy warns when field names are not Latin or a header is long.
+                version = (3, 0) if stored.dtype.names else None
                 with archive.open(_info(name + ".npy"), "w", force_zip64=True) as file:
                     # ZipFile gives a writable binary file that is typed as IO[bytes].
-                    np.lib.format.write_array(cast(io.BytesIO, file), stored, allow_pickle=False)
+                    np.lib.format.write_array(
+                        cast(io.BytesIO, file), stored, version, allow_pickle=False
+                    )
 
 
 _ML_DTYPES = frozenset(arrays.ML_DTYPES.values())
