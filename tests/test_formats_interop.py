@@ -16,7 +16,7 @@ import pytest
 import safetensors
 import safetensors.flax
 import safetensors.numpy
-from flax import linen, serialization
+from flax import linen, nnx, serialization
 from flax.core import freeze
 from flax.training import train_state
 
@@ -170,6 +170,15 @@ class TestMsgpack:
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         read = serialization.from_state_dict(state, formats.read(path).tree)
         jax.tree.map(np.testing.assert_array_equal, read, state)
+
+    def test_an_nnx_state_is_written_as_its_pure_dict(self, tmp_path):
+        model = nnx.Sequential(
+            nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        )
+        state, path = nnx.state(model), tmp_path / "file.msgpack"
+        formats.write(path, {"model": state})
+        pure = nnx.to_pure_dict(state)
+        assert path.read_bytes() == flax_bytes({"model": pure})
 
     def test_a_tree_that_is_no_state_dict_is_kept(self, tmp_path):
         path = tmp_path / "file.msgpack"

@@ -38,6 +38,8 @@ _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 500  # msgpack refuses to read 512 levels, msgpack-python to pack 511
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
 _DAMAGE = (ValueError, TypeError, OverflowError, MemoryError, RecursionError)
+# Flax finds a dtype by its name, so not those of strings, dates and records.
+_DTYPES = {np.dtype(code).name: np.dtype(code) for code in "?bhilqBHILQefdgFDG"} | arrays.ML_DTYPES
 _TREE_METADATA = {"encoding": "tree"}
 
 
@@ -129,6 +131,8 @@ class _Writer:
         # Exact types: Packer would turn a subclass into what it is derived from.
         if type(node) is dict:
             self._write_dict(node, keys)
+        elif isinstance(node, Mapping):  # nnx.State, which Flax does not serialise itself
+            self.write(_state_dict(dict(node)), keys, in_dict)
         elif type(node) in (list, tuple):
             self.file.write(self.packer.pack_array_header(len(node)))
             for index, child in enumerate(node):
@@ -145,7 +149,7 @@ class _Writer:
                 _refuse(keys, f"cannot be stored: {error}", "store it as a string or an array")
         else:
             kind = type(node).__qualname__
-            hint = "convert it to an array, or register it with flax.serialization"
+            hint = "convert it to an array, or an nnx.Module with nnx.state(module)"
             _refuse(keys, f"is of type {kind}, which Flax msgpack cannot hold", hint)
 
     def _write_dict(self, node: dict[Any, Any], keys: tuple[Any, ...]) -> None:
@@ -161,7 +165,7 @@ class _Writer:
 
     def _write_array(self, leaf: Any, keys: tuple[Any, ...], in_dict: bool) -> None:
         array = arrays.host_array(leaf, _path(keys))
-        if not _is_storable(array.dtype):
+        if _DTYPES.get(array.dtype.name) != array.dtype:
             hint = "convert it with `.astype`, or write a .npz file"
             _refuse(keys, f"has dtype {array.dtype}, which Flax cannot read back", hint)
         if array.nbytes <= MAX_CHUNK_BYTES or not in_dict:
@@ -197,16 +201,11 @@ def _refuse(keys: tuple[Any, ...], problem: str, hint: str) -> NoReturn:
     raise errors.FormatError(f"leaf {path!r} {problem}", path=path, hint=hint)
 
 
-def _is_storable(dtype: np.dtype) -> bool:
-    """Whether Flax finds the dtype again by its name: numbers and bool, no strings or structs."""
-    return dtype in arrays.ML_DTYPES.values() or dtype.kind in "biufc"
-
-
 def _array(data: bytes) -> np.ndarray:
     shape, name, content = msgpack.unpackb(data, raw=True)
-    dtype = np.dtype(name.decode())
-    if not _is_storable(dtype):
-        raise ValueError(f"an array has the dtype {dtype}")
+    dtype = _DTYPES.get(name.decode())
+    if dtype is None:
+        raise ValueError(f"an array has the dtype {name.decode()!r}")
     return np.frombuffer(content, dtype).reshape(shape)
 
 
