@@ -1,0 +1,5 @@
+"""Identity of leaves: the chunk grid, BLAKE3 of chunks and leaf digests."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Manifests, commits, refs, revisions and ancestry: plain data and graph algorithms, no JAX."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .ancestry import is_ancestor as is_ancestor
+from .ancestry import merge_bases as merge_bases
+from .ancestry import walk as walk
+from .commit import Commit as Commit
+from .manifest import LeafEntry as LeafEntry
+from .manifest import Manifest as Manifest
+from .manifest import Packed as Packed
+from .metadata import checked_metadata as checked_metadata
+from .metadata import checked_metrics as checked_metrics
+from .records import History as History
+from .refs import Head as Head
+from .refs import Ref as Ref
+from .refs import Refs as Refs
+from .refs import check_name as check_name
+from .revisions import Resolver as Resolver

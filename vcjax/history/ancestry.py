@@ -1,0 +1,77 @@
+"""Graph algorithms over commits. They take `lookup` (digest -> Commit) and never see a store.
+
+Every commit carries its generation (1 + the largest of its parents'), so the
+walk that takes the highest generation first meets each commit after all of its
+descendants, whatever the clocks said.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+
+from vcjax.history.commit import Commit
+
+Lookup = Callable[[str], Commit]
+
+
+def walk(heads: Iterable[str], lookup: Lookup, first_parent: bool = False) -> Iterator[Commit]:
+    """All ancestors of `heads`, themselves included; children always before parents.
+
+    Args:
+        first_parent: follow only the first parent of merges.
+    """
+    queue: list[tuple[int, float, str, Commit]] = []
+    seen: set[str] = set()
+
+    def push(digest: str) -> None:
+        if digest not in seen:
+            seen.add(digest)
+            commit = lookup(digest)
+            heapq.heappush(queue, (-commit.generation, -commit.time.timestamp(), digest, commit))
+
+    for head in heads:
+        push(head)
+    while queue:
+        commit = heapq.heappop(queue)[-1]
+        yield commit
+        for parent in commit.parents[:1] if first_parent else commit.parents:
+            push(parent)
+
+
+def is_ancestor(ancestor: str, descendant: str, lookup: Lookup) -> bool:
+    """Whether `ancestor` is `descendant` or one of its ancestors."""
+    floor = lookup(ancestor).generation
+    for commit in walk([descendant], lookup):
+        if commit.digest == ancestor:
+            return True
+        if commit.generation < floor:
+            return False
+    return False
+
+
+def merge_bases(one: str, other: str, lookup: Lookup) -> list[str]:
+    """The best common ancestors of two commits.
+
+    These are the common ancestors that are no ancestor of another common
+    ancestor: one in simple histories, two or more after criss-cross merges,
+    none for unrelated histories.
+    """
+    left, right, stale = 1, 2, 4
+    flags: dict[str, int] = {one: left}
+    flags[other] = flags.get(other, 0) | right
+    queue = [(-lookup(digest).generation, digest) for digest in flags]
+    heapq.heapify(queue)
+    queued = set(flags)
+    bases = []
+    while queue and any(not flags[digest] & stale for _, digest in queue):
+        digest = heapq.heappop(queue)[1]
+        queued.discard(digest)
+        mark = flags[digest]
+        if mark & (left | right) == left | right and not mark & stale:
+            bases.append(digest)
+            mark |= stale
+        for parent in lookup(digest).parents:
+            flags[parent] = flags.get(parent, 0) | mark
+            if parent not in queued:
+                queued.add(parent)
+                heapq.heappush(queue, (-lookup(parent).generation, parent))
+    return bases

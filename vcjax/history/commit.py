@@ -1,0 +1,131 @@
+"""Commits: a manifest, its parents, and who, when, why and how good."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from vcjax.errors import CorruptionError
+from vcjax.hashing import digest_bytes
+from vcjax.history import canonical
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def commit_key(digest: str) -> str:
+    """Where the commit with this digest is stored."""
+    return f"commits/{digest[:2]}/{digest}.msgpack"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One recorded state of a PyTree.
+
+    Attributes:
+        manifest: digest of its manifest, 64 hex digits.
+        tree: digest of the tree's content, whatever its storage; equal trees
+            have equal ones.
+        parents: digests of the commits it follows; two or more for a merge.
+        author: "Name <address>".
+        time: when it was made, UTC, to the microsecond.
+        message: why.
+        metadata: what JSON can hold; "step" has a meaning for `step:N`.
+        metrics: {name: value}.
+        provenance: how it was derived (merge method, creation function…), or None.
+        generation: 1 + the largest generation of its parents, 1 for a root.
+        leaves: how many leaves the tree has.
+        nbytes: their size in memory, bytes.
+    """
+
+    manifest: str
+    tree: str
+    parents: tuple[str, ...]
+    author: str
+    time: datetime
+    message: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
+    generation: int = 1
+    leaves: int = 0
+    nbytes: int = 0
+    digest: str = ""
+
+    @property
+    def step(self) -> int | None:
+        """The training step, where the metadata has one."""
+        step = self.metadata.get("step")
+        return step if isinstance(step, int) else None
+
+    @property
+    def summary(self) -> str:
+        """The first line of the message."""
+        return self.message.partition("\n")[0]
+
+    def __str__(self) -> str:
+        return f"{self.digest[:8]} {self.summary}"
+
+    def encode(self) -> tuple[str, bytes]:
+        """(digest, bytes) of this commit as it is stored."""
+        data = canonical.encode(
+            "commit",
+            1,
+            {
+                "manifest": bytes.fromhex(self.manifest),
+                "tree": bytes.fromhex(self.tree),
+                "parents": [bytes.fromhex(parent) for parent in self.parents],
+                "author": self.author,
+                "time": (self.time - _EPOCH) // timedelta(microseconds=1),
+                "message": self.message,
+                "metadata": self.metadata,
+                "metrics": self.metrics,
+                "provenance": self.provenance,
+                "generation": self.generation,
+                "leaves": self.leaves,
+                "nbytes": self.nbytes,
+            },
+        )
+        return digest_bytes(data).hex(), data
+
+    @classmethod
+    def decode(cls, digest: str, data: bytes) -> "Commit":
+        """The commit in some stored bytes.
+
+        Raises:
+            CorruptionError: they do not have this digest, or hold no commit.
+        """
+        fields = canonical.decode("commit", 1, digest, data)
+        try:
+            return cls(
+                manifest=fields["manifest"].hex(),
+                tree=fields["tree"].hex(),
+                parents=tuple(parent.hex() for parent in fields["parents"]),
+                author=fields["author"],
+                time=_EPOCH + timedelta(microseconds=fields["time"]),
+                message=fields["message"],
+                metadata=fields["metadata"],
+                metrics=fields["metrics"],
+                provenance=fields["provenance"],
+                generation=fields["generation"],
+                leaves=fields["leaves"],
+                nbytes=fields["nbytes"],
+                digest=digest,
+            )
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise CorruptionError(f"commit {digest[:8]} lacks or garbles {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for `--json`."""
+        return {
+            "digest": self.digest,
+            "tree": self.tree,
+            "manifest": self.manifest,
+            "parents": list(self.parents),
+            "author": self.author,
+            "time": self.time.isoformat(),
+            "message": self.message,
+            "metadata": self.metadata,
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+            "leaves": self.leaves,
+            "nbytes": self.nbytes,
+        }

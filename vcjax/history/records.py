@@ -1,0 +1,84 @@
+"""Commits and manifests in a store: immutable, named by digest, cached."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+from vcjax.errors import MissingObjectError
+from vcjax.history.commit import Commit, commit_key
+from vcjax.history.manifest import Manifest, manifest_key
+from vcjax.storage import Store
+
+_HINT = "run `vcjax fsck`; restore the object from a copy of the repository"
+
+
+class History:
+    """The commits and manifests of a repository.
+
+    Manifests of large trees are megabytes, so few are kept; commits are small.
+    """
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._commits: dict[str, Commit] = {}
+        self.manifest = lru_cache(maxsize=16)(self._read_manifest)
+
+    def commit(self, digest: str) -> Commit:
+        """The commit with this digest.
+
+        Raises:
+            MissingObjectError: there is none.
+            CorruptionError: it is damaged.
+        """
+        if digest not in self._commits:
+            data = self._store.read(commit_key(digest))
+            if data is None:
+                raise MissingObjectError(f"commit {digest[:8]} is gone", hint=_HINT)
+            self._commits[digest] = Commit.decode(digest, data)
+        return self._commits[digest]
+
+    def _read_manifest(self, digest: str) -> Manifest:
+        """The manifest with this digest; raises as `commit` does."""
+        data = self._store.read(manifest_key(digest))
+        if data is None:
+            raise MissingObjectError(f"manifest {digest[:8]} is gone", hint=_HINT)
+        return Manifest.decode(digest, data)
+
+    def manifest_of(self, commit: Commit) -> Manifest:
+        """The manifest of a commit; raises as `commit` does, naming the commit."""
+        return self.manifest(commit.manifest)
+
+    def write_manifest(self, manifest: Manifest) -> Manifest:
+        """Stores a manifest; gives it back with its digest."""
+        digest, data = manifest.encode()
+        self._store.write(manifest_key(digest), data)
+        return replace(manifest, digest=digest)
+
+    def write_commit(self, commit: Commit) -> Commit:
+        """Stores a commit; gives it back with its digest."""
+        digest, data = commit.encode()
+        self._store.write(commit_key(digest), data)
+        written = replace(commit, digest=digest)
+        self._commits[digest] = written
+        return written
+
+    def find_prefix(self, prefix: str) -> list[str]:
+        """Digests of all commits that begin with `prefix` (2 or more hex digits)."""
+        return _digests(self._store.keys(f"commits/{prefix[:2]}/{prefix}"))
+
+    def all_commits(self) -> list[str]:
+        """Digests of all stored commits, reachable or not."""
+        return _digests(self._store.keys("commits/"))
+
+    def all_manifests(self) -> list[str]:
+        """Digests of all stored manifests, referenced or not."""
+        return _digests(self._store.keys("manifests/"))
+
+    def forget(self) -> None:
+        """Empties the caches, after objects were deleted."""
+        self._commits.clear()
+        self.manifest.cache_clear()
+
+
+def _digests(keys: Iterable[str]) -> list[str]:
+    return [key.rpartition("/")[2].removesuffix(".msgpack") for key in keys]

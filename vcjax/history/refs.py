@@ -1,0 +1,237 @@
+"""Refs: names for commits, changed only by compare-and-set, with a log of every change."""
+
+import json
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from vcjax.errors import CorruptionError, RefError
+from vcjax.storage import Store, Versioned
+
+HEADS, TAGS, REMOTES, ALIASES = "refs/heads/", "refs/tags/", "refs/remotes/", "aliases/"
+HEAD = "HEAD"
+
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\]\\@]|\.\.|//|^[/\-.]|/[\-.]|[/.]$|\.lock(/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One state of a ref.
+
+    Attributes:
+        name: full name, for example "refs/heads/main".
+        commit: digest it points to.
+        sequence: 1 for the first state of this name, then counting up.
+        time: when it was set, seconds since 1970 UTC.
+        reason: which operation set it, for example "commit: first try".
+        restores: the sequence number that an `undo` went back to.
+        nonce: makes every state unique, so that a lost response is told from a lost race.
+    """
+
+    name: str
+    commit: str
+    sequence: int
+    time: float
+    reason: str
+    restores: int | None = None
+    nonce: str = ""
+
+    @property
+    def short(self) -> str:
+        """The name as users type it: "main", "v1.0", "origin/main"."""
+        for prefix in (HEADS, TAGS, REMOTES, ALIASES):
+            if self.name.startswith(prefix):
+                return self.name[len(prefix) :]
+        return self.name
+
+    def encode(self) -> bytes:
+        """The stored form: JSON, one line."""
+        body: dict[str, Any] = {
+            "commit": self.commit,
+            "sequence": self.sequence,
+            "time": self.time,
+            "reason": self.reason,
+            "nonce": self.nonce,
+        }
+        if self.restores is not None:
+            body["restores"] = self.restores
+        return json.dumps(body, sort_keys=True).encode() + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What `HEAD` points to: a branch by its short name, or a commit when detached."""
+
+    branch: str | None
+    commit: str | None = None
+
+
+def check_name(name: str) -> str:
+    """A branch or tag name, if it is valid (the rules of `git check-ref-format`).
+
+    Raises:
+        RefError: it is not.
+    """
+    if not name or _FORBIDDEN.search(name) or name in ("HEAD", "@") or len(name) > 200:
+        raise RefError(
+            f"{name!r} is not a valid name for a branch or tag",
+            hint="use letters, digits, `-`, `_`, `.` and `/`; not at the beginning or end",
+        )
+    return name
+
+
+class Refs:
+    """The refs of a repository."""
+
+    def __init__(self, store: Store):
+        self._store = store
+
+    def get(self, name: str) -> Ref | None:
+        """The present state of a ref, by its full name."""
+        return self._read(name)[0]
+
+    def _read(self, name: str) -> tuple[Ref | None, Versioned]:
+        versioned = self._store.read_versioned(name)
+        ref = None if versioned.value is None else _decode(name, versioned.value)
+        return ref, versioned
+
+    def list(self, prefix: str = "refs/") -> dict[str, Ref]:
+        """{full name: ref} of all refs below a prefix."""
+        names = self._store.keys(prefix)
+        values = self._store.read_many(names)
+        pairs = zip(names, values, strict=True)
+        return {name: _decode(name, value) for name, value in pairs if value is not None}
+
+    def names(self) -> list[str]:
+        """Full names of all refs and aliases, without reading them."""
+        return self._store.keys("refs/") + self._store.keys(ALIASES)
+
+    def logged_names(self) -> list[str]:
+        """Full names of all refs that have had earlier states, deleted ones included."""
+        keys = self._store.keys("log/")
+        return list(dict.fromkeys(key[len("log/") :].rpartition("@")[0] for key in keys))
+
+    def set(
+        self,
+        name: str,
+        commit: str,
+        reason: str,
+        expected: Ref | None,
+        restores: int | None = None,
+    ) -> Ref | None:
+        """Points a ref to a commit, if it still is in the state `expected`.
+
+        Args:
+            expected: what `get` gave; None if the ref must not exist yet.
+
+        Returns:
+            The new state, or None when somebody else was faster.
+        """
+        current, versioned = self._read(name)
+        if (current and current.nonce) != (expected and expected.nonce):
+            return None
+        if current is None:
+            self._refuse_nesting(name)
+            past = self.log(name)
+            sequence = past[0].sequence + 1 if past else 1
+        else:
+            sequence = current.sequence + 1
+            self._keep(current)
+        nonce = secrets.token_hex(8)
+        ref = Ref(name, commit, sequence, time.time(), reason, restores, nonce)
+        if self._store.compare_and_set(name, ref.encode(), versioned):
+            return ref
+        # The response may be what was lost, not the race: our nonce tells.
+        after = self.get(name)
+        return ref if after is not None and after.nonce == nonce else None
+
+    def delete(self, name: str, expected: Ref) -> bool:
+        """Deletes a ref, if it still is in the state `expected`; its log stays."""
+        current, versioned = self._read(name)
+        if current is None or current.nonce != expected.nonce:
+            return False
+        self._keep(current)
+        return self._store.compare_and_set(name, None, versioned)
+
+    def log(self, name: str) -> list[Ref]:
+        """All states that a ref has had, newest first, the present one included."""
+        keys = self._store.keys(f"log/{name}@")
+        values = self._store.read_many(keys)
+        states = [_decode(name, value) for value in values if value is not None]
+        current = self.get(name)
+        if current is not None and all(state.sequence != current.sequence for state in states):
+            states.append(current)
+        return sorted(states, key=lambda state: -state.sequence)
+
+    def _keep(self, ref: Ref) -> None:
+        """Logs a state that is about to be replaced.
+
+        Writing it before the change, and with content that does not depend on
+        who writes it, means that no crash and no race can lose a state.
+        """
+        self._store.write(f"log/{ref.name}@{ref.sequence:012d}.json", ref.encode())
+
+    def _refuse_nesting(self, name: str) -> None:
+        """A folder cannot hold both `a` and `a/b`; neither may any other store."""
+        parts = name.split("/")
+        parents = ["/".join(parts[:i]) for i in range(3, len(parts))]
+        below = self._store.keys(f"{name}/")
+        clash = next((parent for parent in parents if self._store.exists(parent)), None)
+        if clash or below:
+            raise RefError(
+                f"{name!r} cannot exist beside {clash or below[0]!r}",
+                hint="choose a name that is no part of another one's path",
+            )
+
+    def head(self) -> Head:
+        """What `HEAD` points to.
+
+        Raises:
+            CorruptionError: it is missing or garbled.
+        """
+        body = _json(HEAD, self._store.read(HEAD) or b"")
+        if isinstance(body.get("ref"), str) and body["ref"].startswith(HEADS):
+            return Head(body["ref"][len(HEADS) :])
+        if isinstance(body.get("commit"), str):
+            return Head(None, body["commit"])
+        raise CorruptionError(
+            "HEAD is missing or garbled", hint="`vcjax switch BRANCH` writes it anew"
+        )
+
+    def set_head(self, head: Head) -> None:
+        """Points `HEAD` to a branch or commit; the last writer wins."""
+        body = {"ref": HEADS + head.branch} if head.branch else {"commit": head.commit}
+        data = json.dumps({**body, "nonce": secrets.token_hex(8)}, sort_keys=True).encode() + b"\n"
+        while not self._store.compare_and_set(HEAD, data, self._store.read_versioned(HEAD)):
+            if self._store.read(HEAD) == data:
+                return
+
+
+def _json(name: str, value: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(value)
+    except ValueError as error:
+        raise CorruptionError(
+            f"{name} is damaged", hint="run `vcjax fsck`; `log/` holds its earlier states"
+        ) from error
+    return body if isinstance(body, dict) else {}
+
+
+def _decode(name: str, value: bytes) -> Ref:
+    body = _json(name, value)
+    try:
+        return Ref(
+            name,
+            body["commit"],
+            body["sequence"],
+            body["time"],
+            body["reason"],
+            body.get("restores"),
+            body["nonce"],
+        )
+    except KeyError as error:
+        raise CorruptionError(
+            f"{name} lacks {error}", hint="run `vcjax fsck`; `log/` holds its earlier states"
+        ) from error

@@ -1,0 +1,197 @@
+"""Revisions: the strings that name a commit anywhere a commit is asked for.
+
+    HEAD, @               the current commit
+    main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
+    ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
+    step:1200             the newest commit with that step in its metadata
+    best:accuracy         the commit with the best value of a metric;
+                          best:score:min or best:score:max says which end is good
+    latest                the newest commit of the current branch
+    REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
+    main@{1}              what main was before its last change
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vcjax.errors import RevisionError
+from vcjax.history import ancestry
+from vcjax.history.commit import Commit
+from vcjax.history.metadata import best_value, lower_is_better
+from vcjax.history.refs import ALIASES, HEADS, REMOTES, TAGS, Refs
+
+_SUFFIX = re.compile(r"(~\d*|\^\d*|@\{\d+\})$")
+_HEX = re.compile(r"[0-9a-f]{4,64}")
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """Finds the commit that a revision names.
+
+    Attributes:
+        refs: the refs of the repository.
+        lookup: digest -> Commit.
+        find_prefix: digest prefix -> digests of all commits that begin with it.
+    """
+
+    refs: Refs
+    lookup: Callable[[str], Commit]
+    find_prefix: Callable[[str], list[str]]
+
+    def resolve(self, revision: str) -> Commit:
+        """The commit that `revision` names.
+
+        Raises:
+            RevisionError: it names none, or more than one.
+        """
+        match = _SUFFIX.search(revision)
+        if match is None:
+            return self._base(revision)
+        stem, suffix = revision[: match.start()], match.group()
+        if suffix.startswith("@"):
+            return self._earlier(stem or HEADS_OF_HEAD, int(suffix[2:-1]), revision)
+        commit = self.resolve(stem)
+        count = int(suffix[1:] or 1)
+        if suffix[0] == "^":
+            return self._parent(commit, count, revision) if count else commit
+        for _ in range(count):
+            commit = self._parent(commit, 1, revision)
+        return commit
+
+    def _parent(self, commit: Commit, number: int, revision: str) -> Commit:
+        if number > len(commit.parents):
+            raise RevisionError(
+                f"{revision!r}: commit {commit.digest[:8]} has {len(commit.parents)} parent(s)",
+                hint="`vcjax log --graph` shows how the commits hang together",
+            )
+        return self.lookup(commit.parents[number - 1])
+
+    def _base(self, name: str) -> Commit:
+        if name in ("HEAD", "@", "latest"):
+            return self.lookup(self.head_digest())
+        if name.startswith("step:"):
+            return self._step(name)
+        if name.startswith("best:"):
+            return self._best(name)
+        ref_name = self.ref_name(name)
+        if ref_name is not None:
+            ref = self.refs.get(ref_name)
+            if ref is not None:
+                return self.lookup(ref.commit)
+        if _HEX.fullmatch(name):
+            found = self.find_prefix(name)
+            if len(found) == 1:
+                return self.lookup(found[0])
+            if found:
+                listed = ", ".join(digest[:12] for digest in found[:5])
+                raise RevisionError(
+                    f"{name!r} is the beginning of {len(found)} commits: {listed}",
+                    hint="give more digits",
+                )
+        raise RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
+
+    def head_digest(self) -> str:
+        """The digest of the current commit.
+
+        Raises:
+            RevisionError: the current branch has no commit yet.
+        """
+        head = self.refs.head()
+        if head.commit:
+            return head.commit
+        ref = self.refs.get(f"{HEADS}{head.branch}")
+        if ref is None:
+            raise RevisionError(
+                f"branch {head.branch!r} has no commit yet",
+                hint="make one with `vcjax commit FILE` or `repo.commit(tree, message)`",
+            )
+        return ref.commit
+
+    def ref_name(self, name: str) -> str | None:
+        """The full name of the ref that a short one stands for, or None.
+
+        Raises:
+            RevisionError: it stands for a branch and a tag at once.
+        """
+        candidates = [name, f"refs/{name}", HEADS + name, TAGS + name, ALIASES + name]
+        candidates += [REMOTES + name]
+        found = [
+            full
+            for full in dict.fromkeys(candidates)
+            if full.startswith(("refs/", ALIASES)) and self.refs.get(full) is not None
+        ]
+        if len(found) > 1:
+            raise RevisionError(
+                f"{name!r} could be {' or '.join(found)}",
+                hint=f"write {found[0].removeprefix('refs/')!r}",
+            )
+        return found[0] if found else None
+
+    def _earlier(self, name: str, count: int, revision: str) -> Commit:
+        if name in ("HEAD", "@", HEADS_OF_HEAD):
+            head = self.refs.head()
+            name = f"{HEADS}{head.branch}" if head.branch else name
+        states = self.refs.log(self.ref_name(name) or name)
+        if count >= len(states):
+            raise RevisionError(
+                f"{revision!r}: {name!r} has had {len(states)} state(s)",
+                hint="`vcjax log --reflog` lists them",
+            )
+        return self.lookup(states[count].commit)
+
+    def _reachable(self) -> Iterator[Commit]:
+        """Commits of the current branch first, newest first, then those of all other refs."""
+        seen = set()
+        heads = [[ref.commit for ref in self.refs.list("refs/").values()]]
+        head = self.refs.head()
+        current = self.refs.get(f"{HEADS}{head.branch}") if head.branch else None
+        start = head.commit or (current and current.commit)
+        if start:
+            heads.insert(0, [start])
+        for group in heads:
+            for commit in ancestry.walk(group, self.lookup):
+                if commit.digest not in seen:
+                    seen.add(commit.digest)
+                    yield commit
+
+    def _step(self, revision: str) -> Commit:
+        text = revision.removeprefix("step:")
+        if not text.isdecimal():
+            raise RevisionError(f"{revision!r}: {text!r} is no step", hint="write step:1200")
+        steps = set()
+        for commit in self._reachable():
+            if commit.step == int(text):
+                return commit
+            if commit.step is not None:
+                steps.add(commit.step)
+        near = sorted(sorted(steps), key=lambda step: abs(step - int(text)))[:4]
+        hint = f"the nearest are {', '.join(map(str, near))}" if near else "no commit has a step"
+        raise RevisionError(f"no commit has step {text}", hint=hint)
+
+    def _best(self, revision: str) -> Commit:
+        metric = revision.removeprefix("best:")
+        minimise = lower_is_better(metric)
+        if metric.endswith((":min", ":max")):
+            metric, _, mode = metric.rpartition(":")
+            minimise = mode == "min"
+        commits = list(self._reachable())
+        values = {c.digest: c.metrics[metric] for c in commits if metric in c.metrics}
+        best = best_value(values, minimise)
+        if best is None:
+            known = sorted({name for commit in commits for name in commit.metrics})
+            hint = f"metrics recorded here: {', '.join(known)}" if known else "none was recorded"
+            raise RevisionError(f"no commit has the metric {metric!r}", hint=hint)
+        return next(commit for commit in commits if commit.digest == best)
+
+    def _suggestion(self, name: str) -> str:
+        shorts = [ref.short for ref in self.refs.list("refs/").values()]
+        close = difflib.get_close_matches(name, shorts, n=3, cutoff=0.5)
+        if close:
+            return f"did you mean {' or '.join(close)}?"
+        return "`vcjax branch`, `vcjax tag` and `vcjax log` list what there is"
+
+
+HEADS_OF_HEAD = "@"
+"""What `@{n}` without a name refers to: the current branch."""

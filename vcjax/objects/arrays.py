@@ -1,0 +1,169 @@
+"""One stored array: its `zarr.json`, and opening it for reading and writing."""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from vcjax.errors import CorruptionError, UnknownFormatError
+from vcjax.hashing import LeafDigest, chunk_shape
+from vcjax.storage import Store
+from vcjax.tree import storage_dtype
+
+ZARR_DTYPES = frozenset(
+    "bool int2 int4 int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 "
+    "float64 complex64 complex128 float8_e3m4 float8_e4m3fn float8_e4m3fnuz float8_e4m3b11fnuz "
+    "float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn".split()
+)
+"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as uint8."""
+
+ATTRIBUTE = "vcjax"
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What `zarr.json` says of a stored array.
+
+    Attributes:
+        metadata: the zarr v3 metadata without attributes.
+        digest: leaf digest, hexadecimal.
+        chunks: chunk digests, hexadecimal, in C order of the grid.
+        dtype: the leaf's dtype name, which may differ from zarr's.
+        written: when it was last written or relied upon, seconds since 1970 UTC.
+        update: how the content is expressed.
+        deleting: whether a garbage collector is removing the object.
+    """
+
+    metadata: dict[str, Any]
+    digest: str
+    chunks: tuple[str, ...]
+    dtype: str
+    written: float
+    update: str = "dense"
+    deleting: bool = False
+
+    def encode(self) -> bytes:
+        """The bytes of `zarr.json`."""
+        attributes = {
+            "digest": self.digest,
+            "chunks": list(self.chunks),
+            "dtype": self.dtype,
+            "update": self.update,
+            "written": self.written,
+        }
+        if self.deleting:
+            attributes["deleting"] = True
+        return json.dumps({**self.metadata, "attributes": {ATTRIBUTE: attributes}}).encode()
+
+    @classmethod
+    def decode(cls, key: str, data: bytes) -> "ArrayHeader":
+        """The header in a stored `zarr.json`.
+
+        Raises:
+            CorruptionError: it cannot be parsed.
+            UnknownFormatError: an update that this version does not know.
+        """
+        try:
+            metadata = json.loads(data)
+            attributes = metadata.pop("attributes")[ATTRIBUTE]
+            header = cls(
+                metadata=metadata,
+                digest=attributes["digest"],
+                chunks=tuple(attributes["chunks"]),
+                dtype=attributes["dtype"],
+                written=attributes["written"],
+                update=attributes["update"],
+                deleting=attributes.get("deleting", False),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptionError(
+                f"{key}/zarr.json is damaged ({error!r})",
+                hint="run `vcjax fsck`; restore the object from a copy of the repository",
+            ) from error
+        if header.update != "dense":
+            raise UnknownFormatError(
+                f"{key} is stored as {header.update!r}, which this version cannot read",
+                hint="upgrade vcjax",
+            )
+        return header
+
+
+def zarr_dtype(dtype: str) -> str:
+    """The zarr v3 data type that a leaf of this dtype is stored as."""
+    name = storage_dtype(dtype).name
+    return name if name in ZARR_DTYPES else "uint8"
+
+
+def new_header(
+    dtype: str, shape: tuple[int, ...], digest: LeafDigest, compress: bool
+) -> ArrayHeader:
+    """The header of a dense array that is about to be written.
+
+    The byte shuffle of Blosc groups bytes of equal significance; a block size of
+    1 MiB is given because the default one loses 8 % of the compression ratio.
+    """
+    itemsize = storage_dtype(dtype).itemsize
+    codecs: list[dict[str, Any]] = [
+        {"name": "bytes", "configuration": {"endian": "little"}}
+        if itemsize > 1
+        else {"name": "bytes"}
+    ]
+    if compress:
+        blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 1 << 20}
+        codecs.append({"name": "blosc", "configuration": {**blosc, "typesize": itemsize}})
+    codecs.append({"name": "crc32c"})
+    stored = zarr_dtype(dtype)
+    metadata = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": stored,
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": list(chunk_shape(shape, itemsize))},
+        },
+        "chunk_key_encoding": {"name": "default"},
+        "fill_value": _fill_value(stored),
+        "codecs": codecs,
+    }
+    chunks = tuple(chunk.hex() for chunk in digest.chunks)
+    return ArrayHeader(metadata, digest.leaf.hex(), chunks, dtype, time.time())
+
+
+def _fill_value(dtype: str) -> Any:
+    if dtype == "bool":
+        return False
+    if dtype.startswith("complex"):
+        return [0.0, 0.0]
+    if dtype == "float8_e8m0fnu":
+        return "0x00"  # this dtype has no zero; its all-zero byte is 2^-127
+    return 0.0 if "float" in dtype else 0
+
+
+def open_array(store: Store, key: str, metadata: dict[str, Any]) -> Any:
+    """Future of the TensorStore of an array whose metadata is known: no request is made.
+
+    Chunks equal to the fill value are stored too and missing ones are an error;
+    TensorStore would otherwise read a lost chunk as zeros.
+    """
+    spec = {
+        "driver": "zarr3",
+        "kvstore": store.array_spec(key),
+        "metadata": metadata,
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+    return ts.open(spec, open=True, assume_metadata=True, context=store.context)
+
+
+def stored_view(array: np.ndarray, dtype: str) -> np.ndarray:
+    """A canonical array in the dtype that zarr stores it as; no copy."""
+    return array if zarr_dtype(dtype) == array.dtype.name else array.view(np.uint8)
+
+
+def canonical_view(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The reverse of `stored_view`."""
+    return array.view(storage_dtype(dtype))

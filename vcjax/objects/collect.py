@@ -1,0 +1,187 @@
+"""Collecting garbage: mark what refs and their logs lead to, sweep the rest when it is old."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vcjax.history import Commit, History, Refs
+from vcjax.history.commit import commit_key
+from vcjax.history.manifest import manifest_key
+from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects.store import ObjectStore, leaf_key, pack_key
+
+GRACE_SECONDS = 24 * 3600.0
+"""What was written more recently may belong to a commit in progress, and is spared."""
+
+REFLOG_SECONDS = 90 * 24 * 3600.0
+"""How long a former state of a ref keeps its commits alive."""
+
+
+@dataclass(frozen=True)
+class GcPlan:
+    """What a collection would delete.
+
+    Attributes:
+        commits: digests of unreachable commits.
+        manifests: digests of manifests that no live commit uses.
+        objects: keys of the leaf objects and packs that no live manifest uses.
+        nbytes: stored size of those objects in bytes, as far as the store tells.
+        spared: how many unreferenced objects are younger than the grace window.
+        reflog: how long, in seconds, former states of refs count.
+    """
+
+    commits: tuple[str, ...]
+    manifests: tuple[str, ...]
+    objects: tuple[str, ...]
+    nbytes: int
+    spared: int
+    reflog: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for `--json`."""
+        return {
+            "commits": list(self.commits),
+            "manifests": list(self.manifests),
+            "objects": list(self.objects),
+            "nbytes": self.nbytes,
+            "spared": self.spared,
+        }
+
+
+def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
+    """Commits that refs point to, or pointed to within the age of the log."""
+    tips = {ref.commit for ref in refs.list("refs/").values()}
+    tips |= {ref.commit for ref in refs.list("aliases/").values()}
+    head = refs.head()
+    if head.commit:
+        tips.add(head.commit)
+    oldest = time.time() - reflog_seconds
+    for name in refs.logged_names():
+        tips |= {state.commit for state in refs.log(name) if state.time >= oldest}
+    return frozenset(tips)
+
+
+@dataclass(frozen=True)
+class _Live:
+    """What some commits lead to."""
+
+    commits: frozenset[str]
+    manifests: frozenset[str]
+    objects: frozenset[str]
+
+
+def _live(history: History, tips: Iterable[str]) -> _Live:
+    commits: dict[str, Commit] = {}
+    queue = list(tips)
+    while queue:
+        digest = queue.pop()
+        if digest not in commits:
+            commits[digest] = history.commit(digest)
+            queue.extend(commits[digest].parents)
+    manifests = {commit.manifest for commit in commits.values()}
+    used: set[str] = set()
+    for digest in manifests:
+        for entry in history.manifest(digest).leaves.values():
+            if entry.packed is not None:
+                used.add(pack_key(entry.packed.pack))
+            elif entry.is_object:
+                used.add(leaf_key(entry.digest))
+    return _Live(frozenset(commits), frozenset(manifests), frozenset(used))
+
+
+def plan_gc(
+    refs: Refs,
+    history: History,
+    objects: ObjectStore,
+    grace: float = GRACE_SECONDS,
+    reflog: float = REFLOG_SECONDS,
+) -> GcPlan:
+    """Finds what nothing leads to and is older than `grace` seconds.
+
+    Args:
+        reflog: how long, in seconds, a former state of a ref keeps its commits alive.
+
+    Raises:
+        CorruptionError: something live cannot be read. Nothing is collected from
+            a damaged repository, since what looks dead may not be.
+    """
+    now = time.time()
+    tips = _tips(refs, reflog)
+    referenced = _live(history, tips)
+    loose = [digest for digest in history.all_commits() if digest not in referenced.commits]
+    dead = [digest for digest in loose if now - history.commit(digest).time.timestamp() >= grace]
+    # A commit in progress is young: all that it leads to is spared with it.
+    live = _live(history, tips | (set(loose) - set(dead)))
+    dead = [digest for digest in dead if digest not in live.commits]
+    manifests = [
+        digest
+        for digest in history.all_manifests()
+        if digest not in live.manifests and _age(objects, manifest_key(digest), now) >= grace
+    ]
+    keys, nbytes, spared = _dead_objects(objects, live.objects, now, grace)
+    return GcPlan(tuple(dead), tuple(manifests), tuple(keys), nbytes, spared, reflog)
+
+
+def _age(objects: ObjectStore, key: str, now: float) -> float:
+    modified = objects.store.modified(key)
+    return now - modified if modified is not None else 0.0
+
+
+def _dead_objects(
+    objects: ObjectStore, used: frozenset[str], now: float, grace: float
+) -> tuple[list[str], int, int]:
+    """(keys of the dead objects, their stored bytes, number of young ones)."""
+    parts: dict[str, list[str]] = {}
+    for key in [*objects.store.keys("leaves/"), *objects.store.keys("packs/")]:
+        parts.setdefault("/".join(key.split("/")[:3]), []).append(key)
+    candidates = [key for key in parts if key not in used]
+    dead, nbytes, spared = [], 0, 0
+    for key in candidates:
+        value = objects.store.read(f"{key}/zarr.json")
+        if value is None:  # its writer died, or is at work, before the header
+            age = min(_age(objects, part, now) for part in parts[key])
+        else:
+            age = now - ArrayHeader.decode(key, value).written
+        if age >= grace:
+            dead.append(key)
+            nbytes += sum(objects.store.size(part) for part in parts[key])
+        else:
+            spared += 1
+    return dead, nbytes, spared
+
+
+def sweep(plan: GcPlan, refs: Refs, history: History, objects: ObjectStore) -> None:
+    """Deletes what a plan lists.
+
+    Each object is first marked as being deleted by compare-and-set of its
+    header: a writer that relies on it meanwhile either renews the header first,
+    and it is spared, or sees the mark and stores the leaf anew.
+
+    What came to be referenced since the plan was made is spared.
+    """
+    live = _live(history, _tips(refs, plan.reflog))
+    objects.store.delete(
+        commit_key(digest) for digest in plan.commits if digest not in live.commits
+    )
+    objects.store.delete(
+        manifest_key(digest) for digest in plan.manifests if digest not in live.manifests
+    )
+    history.forget()
+    for key in plan.objects:
+        if key not in live.objects:
+            _delete_object(objects, key)
+
+
+def _delete_object(objects: ObjectStore, key: str) -> None:
+    store = objects.store
+    header_key = f"{key}/zarr.json"
+    versioned = store.read_versioned(header_key)
+    if versioned.value is not None:
+        header = replace(ArrayHeader.decode(key, versioned.value), deleting=True)
+        marked = replace(header, written=time.time()).encode()
+        if not store.compare_and_set(header_key, marked, versioned):
+            return
+    store.delete(part for part in store.keys(f"{key}/") if part != header_key)
+    store.delete([header_key])
+    store.remove_empty_folders(key)

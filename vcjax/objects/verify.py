@@ -1,0 +1,172 @@
+"""Checking a whole repository: every ref, commit, manifest, leaf object and pack."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vcjax.errors import VcjaxError
+from vcjax.history import Commit, History, LeafEntry, Manifest, Refs
+from vcjax.objects.store import ObjectStore
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+        object: what: "refs/heads/main", "commit ab12cd34", "leaf params/w of commit ab12cd34"…
+        message: how.
+    """
+
+    object: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.message}"
+
+
+@dataclass
+class FsckReport:
+    """What a check of the whole repository found.
+
+    Attributes:
+        problems: empty if all is well.
+        commits: how many commits were checked.
+        leaves: how many distinct leaves were read and checked against their digests.
+        nbytes: their size in bytes.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    commits: int = 0
+    leaves: int = 0
+    nbytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types, for `--json`."""
+        return {
+            "ok": self.ok,
+            "problems": [{"object": p.object, "message": p.message} for p in self.problems],
+            "commits": self.commits,
+            "leaves": self.leaves,
+            "nbytes": self.nbytes,
+        }
+
+    def check(self, subject: str, action: Callable[[], Any]) -> Any:
+        """The result of an action, or None with its error noted as a problem of `subject`."""
+        try:
+            return action()
+        except VcjaxError as error:
+            self.problems.append(Problem(subject, error.message))
+            return None
+
+
+def fsck(refs: Refs, history: History, objects: ObjectStore) -> FsckReport:
+    """Checks everything that any ref or logged state leads to, reading all data.
+
+    Objects that nothing leads to are the garbage collector's business, not
+    damage: an interrupted commit leaves some behind.
+    """
+    report = FsckReport()
+    commits = _check_commits(report, history, _check_refs(report, refs))
+    report.commits = len(commits)
+    entries: dict[str, tuple[str, LeafEntry]] = {}
+    checked: set[str] = set()
+    for commit in commits:
+        if commit.manifest in checked:
+            continue
+        checked.add(commit.manifest)
+        subject = f"commit {commit.digest[:8]}"
+        manifest = report.check(subject, lambda c=commit: history.manifest(c.manifest))
+        if manifest is not None:
+            _check_manifest(report, subject, commit, manifest)
+            for path, entry in manifest.leaves.items():
+                if not entry.spec.is_value:
+                    entries.setdefault(entry.digest, (f"leaf {path!r} of {subject}", entry))
+    _check_leaves(report, objects, entries.values())
+    return report
+
+
+def _check_refs(report: FsckReport, refs: Refs) -> set[str]:
+    """The commits that refs and their logs lead to."""
+    tips: set[str] = set()
+    head = report.check("HEAD", refs.head)
+    if head is not None and head.commit:
+        tips.add(head.commit)
+    for name in refs.names():
+        ref = report.check(name, lambda name=name: refs.get(name))
+        if ref is not None:
+            tips.add(ref.commit)
+    for name in refs.logged_names():
+        states = report.check(f"log/{name}", lambda name=name: refs.log(name))
+        tips.update(state.commit for state in states or [])
+    return tips
+
+
+def _check_commits(report: FsckReport, history: History, tips: Iterable[str]) -> list[Commit]:
+    """All ancestors of `tips` that can be read."""
+    commits: dict[str, Commit] = {}
+    queue = sorted(tips)
+    seen = set(queue)
+    while queue:
+        digest = queue.pop()
+        commit = report.check(f"commit {digest[:8]}", lambda digest=digest: history.commit(digest))
+        if commit is None:
+            continue
+        commits[digest] = commit
+        fresh = [parent for parent in commit.parents if parent not in seen]
+        seen.update(fresh)
+        queue.extend(fresh)
+    for digest, commit in commits.items():
+        known = [commits[parent].generation for parent in commit.parents if parent in commits]
+        if len(known) == len(commit.parents) and commit.generation != 1 + max(known, default=0):
+            report.problems.append(Problem(f"commit {digest[:8]}", "its generation is wrong"))
+    return list(commits.values())
+
+
+def _check_manifest(
+    report: FsckReport, subject: str, commit: Commit, manifest: Manifest
+) -> None:
+    if manifest.tree_digest != commit.tree:
+        report.problems.append(Problem(subject, "its manifest is of a different tree"))
+    if len(manifest.leaves) != commit.leaves:
+        report.problems.append(
+            Problem(subject, f"has {len(manifest.leaves)} leaves and claims {commit.leaves}")
+        )
+
+
+def _check_leaves(
+    report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, LeafEntry]]
+) -> None:
+    """Reads all leaves; after a failure goes on leaf by leaf, so that each one is named."""
+    pending = list(entries)
+    report.leaves = len(pending)
+    report.nbytes = sum(entry.nbytes for _, entry in pending)
+    batch: list[tuple[str, LeafEntry]] = []
+    size = 0
+    for item in [*pending, None]:
+        if item is not None:
+            batch.append(item)
+            size += item[1].nbytes
+            if size < 256 << 20:
+                continue
+        _check_batch(report, objects, batch)
+        batch, size = [], 0
+
+
+def _check_batch(
+    report: FsckReport, objects: ObjectStore, batch: list[tuple[str, LeafEntry]]
+) -> None:
+    def read(items: list[tuple[str, LeafEntry]]) -> None:
+        for _ in objects.read(dict(items)):
+            pass
+
+    try:
+        read(batch)
+    except VcjaxError:
+        for item in batch:
+            report.check(item[0], lambda item=item: read([item]))

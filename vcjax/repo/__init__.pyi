@@ -1,0 +1,4 @@
+from .committing import Change as Change
+from .repository import Repository as Repository
+from .settings import Settings as Settings
+from .settings import find as find

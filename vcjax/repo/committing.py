@@ -1,0 +1,194 @@
+"""Committing: stage a tree, record it, move the ref; rebase when somebody was faster."""
+
+import getpass
+import random
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from absl import logging
+
+from vcjax import hashing, merging, tree
+from vcjax.errors import ConflictError
+from vcjax.hashing import value_digest
+from vcjax.hashing.digests import encode_value
+from vcjax.history import Commit, History, LeafEntry, Manifest, Ref, Refs
+from vcjax.history.manifest import check_depth
+from vcjax.objects import ObjectStore, StagedLeaf
+
+MAX_ATTEMPTS = 1000
+"""Lost races in a row before giving up; each one means that somebody else succeeded."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit records, apart from its place in history.
+
+    Attributes:
+        manifest: the tree, with all leaves stored.
+        message: why.
+        author: "Name <address>".
+        metadata: JSON types.
+        metrics: {name: number}.
+        provenance: how the tree was derived, or None.
+        extra_parents: further parents, for merges.
+        reason: the word in the log of the ref.
+    """
+
+    manifest: Manifest
+    message: str
+    author: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
+    extra_parents: tuple[str, ...] = ()
+    reason: str = "commit"
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a writer's tree is based on.
+
+    Attributes:
+        commit: digest of the branch's commit that the writer knows; None on an
+            unborn branch.
+        manifest: the tree as the *writer* had it then. It differs from the
+            commit's where that was rebased onto somebody else's changes.
+    """
+
+    commit: str | None
+    manifest: Manifest | None
+
+
+def default_author() -> str:
+    """ "user <user@host>" of this process."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user in this container
+        user = "unknown"
+    return f"{user} <{user}@{socket.gethostname()}>"
+
+
+def stage(root: Any, objects: ObjectStore, known: Mapping[str, LeafEntry]) -> Manifest:
+    """Stores the leaves of a flattened tree that are new; its manifest.
+
+    Args:
+        root: what `vcjax.tree.flatten` gave.
+        objects: where to store them.
+        known: {leaf digest: entry} of leaves that are stored and referenced.
+    """
+    check_depth(root)
+    leaves = tree.leaf_dict(root)
+    arrays = {
+        path: (leaf.spec, tree.canonical(leaf))
+        for path, leaf in leaves.items()
+        if not leaf.spec.is_value
+    }
+    digests = hashing.digest_arrays((spec.dtype, array) for spec, array in arrays.values())
+    staged = [
+        StagedLeaf(spec, digest, array)
+        for (spec, array), digest in zip(arrays.values(), digests, strict=True)
+    ]
+    entries = dict(zip(arrays, objects.write(staged, known), strict=True))
+
+    def entry(path: str, leaf: Any) -> LeafEntry:
+        if path in entries:
+            return entries[path]
+        digest = value_digest(leaf.spec.dtype, leaf.data).hex()
+        return LeafEntry(leaf.spec, digest, inline=encode_value(leaf.data), is_inline=True)
+
+    return Manifest(tree.map_leaves(entry, root))
+
+
+class Committer:
+    """Moves refs to new commits."""
+
+    def __init__(self, refs: Refs, history: History):
+        self._refs = refs
+        self._history = history
+
+    def record(self, change: Change, parents: tuple[str, ...]) -> Commit:
+        """Stores the commit object of a change; moves no ref."""
+        manifest = self._history.write_manifest(change.manifest)
+        generations = [self._history.commit(parent).generation for parent in parents]
+        return self._history.write_commit(
+            Commit(
+                manifest=manifest.digest,
+                tree=manifest.tree_digest,
+                parents=parents,
+                author=change.author,
+                time=datetime.now(UTC),
+                message=change.message,
+                metadata=change.metadata,
+                metrics=change.metrics,
+                provenance=change.provenance,
+                generation=1 + max(generations, default=0),
+                leaves=len(manifest.leaves),
+                nbytes=manifest.nbytes,
+            )
+        )
+
+    def publish(self, name: str, change: Change, base: Base) -> Commit:
+        """Commits a change to a branch.
+
+        If the branch has moved since `base`, the change is rebased: leaves that
+        only the others touched are taken from them.
+
+        Args:
+            name: full name of the ref.
+
+        Raises:
+            ConflictError: both sides changed the same leaves.
+        """
+        for attempt in range(MAX_ATTEMPTS):
+            ref = self._refs.get(name)
+            rebased = self._rebased(change, base, ref)
+            first = ref.commit if ref else base.commit
+            parents = tuple(filter(None, [first])) + change.extra_parents
+            commit = self.record(rebased, parents)
+            reason = f"{change.reason}: {commit.summary}"
+            if self._refs.set(name, commit.digest, reason, ref) is not None:
+                return commit
+            time.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))
+        raise ConflictError(
+            f"gave up after losing {MAX_ATTEMPTS} races for {name}",
+            hint="have fewer writers commit to one branch, or give each its own",
+        )
+
+    def _rebased(self, change: Change, base: Base, ref: Ref | None) -> Change:
+        if ref is None:
+            return change
+        head = self._history.manifest_of(self._history.commit(ref.commit))
+        before = base.manifest
+        unmoved = ref.commit == base.commit
+        if unmoved and before is not None and before.tree_digest == head.tree_digest:
+            return change
+        plan = merging.plan_merge(
+            merging.ABSENT if before is None else before.root,
+            change.manifest.root,
+            head.root,
+            digest_lookup(*filter(None, (before, change.manifest, head))),
+        )
+        if plan.conflicts:
+            raise ConflictError(
+                f"{ref.short!r} has moved to {ref.commit[:8]}, which changes the same leaves:",
+                paths=list(plan.conflicts),
+                hint=f"commit to a branch of your own and merge, or restore {ref.short!r} first",
+            )
+        logging.info("rebased onto %s: %s", ref.commit[:8], plan.counts)
+        return replace(change, manifest=Manifest(plan.root))
+
+
+def digest_lookup(*manifests: Manifest) -> Callable[[Any], str]:
+    """A function that gives the digest of any node of these manifests."""
+    inner: dict[int, bytes] = {}
+    for manifest in manifests:
+        inner.update(manifest.node_digests)
+
+    def digest_of(node: Any) -> str:
+        return inner[id(node)].hex() if isinstance(node, tree.Node) else node.digest
+
+    return digest_of

@@ -1,0 +1,120 @@
+"""`vcjax.json`: what makes a folder or bucket prefix a repository."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from vcjax.errors import (
+    CorruptionError,
+    RepositoryExistsError,
+    RepositoryNotFoundError,
+    UnknownFormatError,
+)
+from vcjax.storage import Store, open_store
+
+FORMAT_VERSION = 1
+KEY = "vcjax.json"
+FOLDER = ".vcjax"
+"""The folder that `vcjax init` makes in a project, as Git makes `.git`."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a repository.
+
+    Attributes:
+        compress: whether new leaf objects are compressed (zstd behind a byte shuffle).
+    """
+
+    compress: bool = False
+
+    def encode(self) -> bytes:
+        """The bytes of `vcjax.json`."""
+        body = {"format": FORMAT_VERSION, "settings": {"compress": self.compress}}
+        return json.dumps(body, indent=2).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, url: str, data: bytes) -> "Settings":
+        """The settings in a stored `vcjax.json`.
+
+        Raises:
+            UnknownFormatError: it is of another version.
+            CorruptionError: it cannot be parsed.
+        """
+        try:
+            body = json.loads(data)
+            version = body["format"]
+            if version == FORMAT_VERSION:
+                return cls(compress=bool(body["settings"]["compress"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptionError(
+                f"{KEY} in {url} is damaged: {error!r}",
+                hint='its content should be {"format": 1, "settings": {"compress": false}}',
+            ) from error
+        raise UnknownFormatError(
+            f"the repository in {url} has format version {version!r}; "
+            f"this vcjax reads version {FORMAT_VERSION}",
+            hint="upgrade vcjax",
+        )
+
+
+def create(store: Store, settings: Settings) -> None:
+    """Makes a store a repository.
+
+    Raises:
+        RepositoryExistsError: it is one already.
+    """
+    if store.location.folder is not None:
+        store.make_folder()
+    versioned = store.read_versioned(KEY)
+    if versioned.value is not None or not store.compare_and_set(
+        KEY, settings.encode(), versioned
+    ):
+        raise RepositoryExistsError(
+            f"there is a repository in {store.url} already",
+            hint="open it with `Repository.open`, or choose another place",
+        )
+
+
+def load(store: Store) -> Settings:
+    """The settings of the repository in a store.
+
+    Raises:
+        RepositoryNotFoundError: there is none.
+        UnknownFormatError: it is of another version.
+    """
+    data = store.read(KEY)
+    if data is None:
+        raise RepositoryNotFoundError(
+            f"there is no repository in {store.url}",
+            hint="make one with `vcjax init` or `vcjax.Repository.init(url)`",
+        )
+    return Settings.decode(store.url, data)
+
+
+def locate(url: str | os.PathLike[str]) -> Store:
+    """The store of the repository at a URL; a project's folder stands for its `.vcjax`."""
+    store = open_store(url)
+    folder = store.location.folder
+    if folder is not None and not (folder / KEY).exists() and (folder / FOLDER / KEY).exists():
+        return open_store(folder / FOLDER)
+    return store
+
+
+def find(start: str | os.PathLike[str] = ".") -> Path:
+    """The repository of the folder `start` or the nearest folder above it that has one.
+
+    Raises:
+        RepositoryNotFoundError: none of them has one.
+    """
+    folder = Path(start).absolute()
+    for candidate in (folder, *folder.parents):
+        if (candidate / FOLDER / KEY).exists():
+            return candidate / FOLDER
+        if (candidate / KEY).exists():
+            return candidate
+    raise RepositoryNotFoundError(
+        f"there is no repository in {folder} or any folder above it",
+        hint="make one with `vcjax init`, or name one with --repo or VCJAX_REPO",
+    )

@@ -1,0 +1,258 @@
+"""Reading, writing and compare-and-set of keys, durable on the local disk."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import tensorstore as ts
+
+from vcjax.errors import StorageError
+from vcjax.storage.urls import Location, parse_url
+
+
+LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """What a key held when it was read; what `compare_and_set` compares with.
+
+    Attributes:
+        value: None if the key did not exist.
+        generation: the store's own name for this version.
+    """
+
+    value: bytes | None
+    generation: bytes
+
+
+@cache
+def _context() -> ts.Context:
+    """One context for the process, so that `memory://NAME` is the same store everywhere."""
+    return ts.Context()
+
+
+@contextmanager
+def _storage_errors(action: str, url: str, key: str) -> Iterator[None]:
+    """Turns TensorStore's errors (ValueError, OSError…) into `StorageError` with a hint."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, NotImplementedError, TimeoutError) as error:
+        text = str(error)
+        hint = "check that the place exists and that you may read and write it"
+        if "No space left" in text or "Disk quota" in text or "RESOURCE_EXHAUSTED" in text:
+            hint = "the disk is full: free space and try again; nothing committed before is touched"
+        elif "Permission denied" in text or "Read-only" in text or "PERMISSION_DENIED" in text:
+            hint = "this place is not writable for you"
+        raise StorageError(f"cannot {action} {key!r} in {url}: {text}", hint=hint) from error
+
+
+class Store:
+    """Keys and values at a URL. Values are bytes; keys are `/`-separated paths.
+
+    Writes are durable one by one except for the folders that they create: call
+    `sync` before publishing something that refers to them.
+
+    Attributes:
+        url: where it is.
+        location: the same, taken apart.
+    """
+
+    def __init__(self, location: Location):
+        self.location = location
+        self.url = location.url
+        self._kv = ts.KvStore.open(location.spec, context=_context()).result()
+        self._durable_folders: set[str] = set()
+        self._unsynced: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    # -- reading ---------------------------------------------------------------
+
+    def read(self, key: str) -> bytes | None:
+        """The value of a key, or None."""
+        return self.read_many([key])[0]
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The values of several keys, fetched concurrently."""
+        futures = [self._kv.read(key) for key in keys]
+        values: list[bytes | None] = []
+        for key, future in zip(keys, futures, strict=True):
+            with _storage_errors("read", self.url, key):
+                result = future.result()
+            values.append(result.value if result.state == "value" else None)
+        return values
+
+    def read_versioned(self, key: str) -> Versioned:
+        """The value of a key and its generation, for `compare_and_set`."""
+        with _storage_errors("read", self.url, key):
+            result = self._kv.read(key).result()
+        value = result.value if result.state == "value" else None
+        return Versioned(value, result.stamp.generation)
+
+    def exists(self, key: str) -> bool:
+        """Whether a key has a value."""
+        return self.read(key) is not None
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        folder = prefix.rpartition("/")[0]
+        if self.location.folder is not None and not (self.location.folder / folder).is_dir():
+            return []
+        upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
+        with _storage_errors("list", self.url, prefix):
+            found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
+        return sorted(key.decode() for key in found if not key.endswith((b".__lock", LOCK_NAME.encode())))
+
+    def modified(self, key: str) -> float | None:
+        """When a key was last written, seconds since 1970 UTC by the file system's clock.
+
+        None where the store does not tell (TensorStore shows no such time for
+        buckets) or the key is gone.
+        """
+        path = None if self.location.folder is None else self.location.folder / key
+        return path.stat().st_mtime if path is not None and path.exists() else None
+
+    def size(self, key: str) -> int:
+        """Size of the value of a key in bytes; 0 if it is gone."""
+        if self.location.folder is not None:
+            path = self.location.folder / key
+            return path.stat().st_size if path.exists() else 0
+        return len(self.read(key) or b"")
+
+    # -- writing ---------------------------------------------------------------
+
+    def write(self, key: str, value: bytes) -> None:
+        """Writes an immutable object. Durable after `sync`."""
+        self.write_many([(key, value)])
+
+    def write_many(self, items: Iterable[tuple[str, bytes]]) -> None:
+        """Writes several immutable objects concurrently. Durable after `sync`."""
+        pending = [(key, self._kv.write(key, value)) for key, value in items]
+        for key, future in pending:
+            with _storage_errors("write", self.url, key):
+                future.result()
+            self.written(key)
+
+    def compare_and_set(self, key: str, value: bytes | None, expected: Versioned) -> bool:
+        """Replaces (or, with None, deletes) a key only if nobody else has, durably.
+
+        Everything written before is made durable first. In a folder TensorStore
+        tells versions apart by inode and modification time, which come back when
+        a file is replaced twice within one clock tick; a file lock and a
+        comparison of the contents close that gap.
+
+        Returns:
+            False when somebody else was faster. With `s3://` a lost *response*
+            also reads False: read the key back to be sure.
+        """
+        self.sync()
+        with self._folder_lock(), _storage_errors("write", self.url, key):
+            if self.location.folder is not None and self.read(key) != expected.value:
+                return False
+            stamp = self._kv.write(key, value, if_equal=expected.generation).result()
+        if not stamp.generation:
+            return False
+        if value is not None:
+            self.written(key)
+            self.sync()
+        return True
+
+    @contextmanager
+    def _folder_lock(self) -> Iterator[None]:
+        if self.location.folder is None:
+            yield
+            return
+        with (self.location.folder / LOCK_NAME).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Deletes keys; those that do not exist are passed over."""
+        futures = [(key, self._kv.write(key, None)) for key in keys]
+        for key, future in futures:
+            with _storage_errors("delete", self.url, key):
+                future.result()
+
+    def remove_empty_folders(self, key: str) -> None:
+        """Removes the folder `key` and those below it, if no file is in them."""
+        if self.location.folder is None:
+            return
+        for folder, _, files in os.walk(self.location.folder / key, topdown=False):
+            if not files:
+                os.rmdir(folder)
+        with self._lock:
+            self._durable_folders.clear()
+
+    def make_folder(self) -> None:
+        """Creates the folder of a local store, durably.
+
+        Raises:
+            StorageError: it cannot be created.
+        """
+        folder = self.location.folder
+        if folder is None:
+            return
+        with _storage_errors("create", self.url, ""):
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                _fsync_folder(path.parent)
+
+    # -- arrays and durability -------------------------------------------------
+
+    def array_spec(self, key: str) -> dict[str, Any]:
+        """TensorStore key-value spec of the folder `key`, for opening an array there."""
+        spec = dict(self.location.spec)
+        spec["path"] = f"{spec.get('path', '')}{key}/"
+        return spec
+
+    @property
+    def context(self) -> ts.Context:
+        """The TensorStore context that arrays of this store must be opened with."""
+        return _context()
+
+    def written(self, key: str) -> None:
+        """Notes that something else (an array) wrote below or at `key`, for `sync`."""
+        if self.location.folder is not None:
+            with self._lock:
+                self._unsynced.update(str(parent) for parent in PurePosixPath(key).parents)
+
+    def sync(self) -> None:
+        """Makes durable the folders that writes have created.
+
+        TensorStore syncs each file and the folder it lies in, but not the folders
+        above it that it had to create. A no-op on buckets and in memory.
+        """
+        root = self.location.folder
+        if root is None:
+            return
+        with self._lock:
+            folders = self._unsynced - self._durable_folders
+            self._unsynced.clear()
+        for name in sorted(folders, key=lambda name: name.count("/")):
+            with _storage_errors("sync", self.url, name):
+                _fsync_folder((root / name).parent if name != "." else root)
+                _fsync_folder(root / name)
+        self._durable_folders |= folders
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_store(url: str | os.PathLike[str]) -> Store:
+    """Opens the store at a path or URL (see `parse_url`); creates nothing."""
+    return Store(parse_url(url))
