@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 from vcjax.diffing.treediff import LeafChange, TreeDiff
-from vcjax.tree import Node, escape, leaf_dict
+from vcjax.tree import Node, join, leaf_dict
 
 
 def compare(old: Any, new: Any) -> TreeDiff:
@@ -57,11 +57,11 @@ def _structure(old: Any, new: Any) -> tuple[str, ...]:
 
 def _containers(root: Any) -> dict[str, Node]:
     found: dict[str, Node] = {}
-    stack = [("", root)]
+    stack: list[tuple[str | None, Any]] = [(None, root)]
     while stack:
         path, node = stack.pop()
         if isinstance(node, Node):
-            found[path] = node
-            for key, child in zip(node.keys, node.children, strict=True):
-                stack.append((f"{path}/{escape(key)}" if path else escape(key), child))
+            found[path or ""] = node
+            pairs = zip(node.keys, node.children, strict=True)
+            stack.extend((join(path, key), child) for key, child in pairs)
     return found

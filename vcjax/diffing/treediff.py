@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vcjax.tree import LeafSpec
+from vcjax.tree import LeafSpec, select
 
 Status = Literal["added", "removed", "changed", "moved", "unchanged"]
 MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">", "unchanged": "="}
@@ -81,6 +81,17 @@ class TreeDiff:
     def with_status(self, *statuses: Status) -> tuple[LeafChange, ...]:
         """The changes that have one of these statuses."""
         return tuple(change for change in self.changes if change.status in statuses)
+
+    def matching(self, globs: list[str] | str | None) -> "TreeDiff":
+        """The part of the diff whose leaf paths match any of `globs`; all of it for None.
+
+        Raises:
+            TreeError: a glob matches no leaf of either tree.
+        """
+        if globs is None:
+            return self
+        chosen = set(select([change.path for change in self.changes], globs))
+        return TreeDiff(tuple(change for change in self.changes if change.path in chosen))
 
     @property
     def counts(self) -> dict[str, int]:

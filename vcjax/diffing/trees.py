@@ -1,6 +1,6 @@
 """Comparing two trees in memory."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,8 +38,11 @@ def diff(a: Any, b: Any, stats: bool = True) -> TreeDiff:
     if not stats:
         return changes
     before, after = leaf_dict(old), leaf_dict(new)
+    measurable = [change.path for change in changes.changes if has_statistics(change)]
     return with_statistics(
-        changes, lambda path: canonical(before[path]), lambda path: canonical(after[path])
+        changes,
+        {path: canonical(before[path]) for path in measurable},
+        {path: canonical(after[path]) for path in measurable},
     )
 
 
@@ -59,20 +62,20 @@ def _digested(root: Any) -> Any:
 
 
 def with_statistics(
-    changes: TreeDiff, old: Callable[[str], Any], new: Callable[[str], Any]
+    changes: TreeDiff, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> TreeDiff:
-    """A diff with figures for every changed array leaf of unchanged shape and dtype.
+    """A diff with figures for the leaves whose contents are given.
 
     Args:
         changes: the diff.
-        old: leaf path -> content before, as a canonical host array.
-        new: leaf path -> content after.
+        old: {leaf path: content before}, canonical host arrays.
+        new: {leaf path: content after}, of the same paths.
     """
 
     def measured(change: LeafChange) -> LeafChange:
-        if not has_statistics(change) or change.new is None:
+        if change.path not in new or change.new is None:
             return change
-        figures = leaf_statistics(change.new.dtype, old(change.path), new(change.path))
+        figures = leaf_statistics(change.new.dtype, old[change.path], new[change.path])
         return replace(change, stats=figures)
 
     return replace(changes, changes=tuple(map(measured, changes.changes)))

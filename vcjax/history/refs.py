@@ -1,5 +1,6 @@
 """Refs: names for commits, changed only by compare-and-set, with a log of every change."""
 
+import difflib
 import json
 import re
 import secrets
@@ -12,6 +13,7 @@ from vcjax.storage import Store, Versioned
 
 HEADS, TAGS, REMOTES, ALIASES = "refs/heads/", "refs/tags/", "refs/remotes/", "aliases/"
 HEAD = "HEAD"
+KINDS = {HEADS: "branch", TAGS: "tag", REMOTES: "remote branch", ALIASES: "alias"}
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\]\\@]|\.\.|//|^[/\-.]|/[\-.]|[/.]$|\.lock(/|$)")
 
@@ -97,7 +99,7 @@ class Refs:
         ref = None if versioned.value is None else _decode(name, versioned.value)
         return ref, versioned
 
-    def list(self, prefix: str = "refs/") -> dict[str, Ref]:
+    def under(self, prefix: str = "refs/") -> dict[str, Ref]:
         """{full name: ref} of all refs below a prefix."""
         names = self._store.keys(prefix)
         values = self._store.read_many(names)
@@ -154,6 +156,76 @@ class Refs:
             return False
         self._keep(current)
         return self._store.compare_and_set(name, None, versioned)
+
+    def require(self, name: str) -> Ref:
+        """The present state of a ref that must exist.
+
+        Raises:
+            RefError: it does not; the hint names similar ones.
+        """
+        ref = self.get(name)
+        if ref is not None:
+            return ref
+        prefix = next(p for p in (HEADS, TAGS, REMOTES, ALIASES) if name.startswith(p))
+        short = name.removeprefix(prefix)
+        known = [other.short for other in self.under(prefix).values()]
+        close = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
+        raise RefError(
+            f"there is no {KINDS[prefix]} {short!r}",
+            hint=f"did you mean {' or '.join(close)}?"
+            if close
+            else f"there are: {', '.join(known) or 'none'}",
+        )
+
+    def move(self, name: str, commit: str, reason: str, force: bool = False) -> Ref:
+        """Makes a ref; with `force`, moves one.
+
+        Raises:
+            RefError: it exists, and not `force`; or somebody was faster.
+        """
+        current = self.get(name)
+        if current is not None and not force:
+            raise RefError(
+                f"{current.short!r} exists already, at {current.commit[:8]}",
+                hint="choose another name, or move it with force=True (--force)",
+            )
+        return self._won(name, self.set(name, commit, reason, current))
+
+    def remove(self, name: str) -> None:
+        """Deletes a ref; its log stays.
+
+        Raises:
+            RefError: there is none, or somebody was faster.
+        """
+        if not self.delete(name, self.require(name)):
+            self._won(name, None)
+
+    def undo(self, name: str) -> Ref | None:
+        """Takes a ref back to its state before the last change; again, further back.
+
+        Returns:
+            The new state; None if there was none before and the ref is gone.
+
+        Raises:
+            RefError: there is no such ref, or somebody was faster.
+        """
+        current = self.require(name)
+        states = {state.sequence: state for state in self.log(name)}
+        undone = states[current.restores or current.sequence]
+        while undone.restores is not None:
+            undone = states[undone.restores]
+        before = states.get(undone.sequence - 1)
+        if before is None:
+            self.remove(name)
+            return None
+        reason = f"undo: {undone.reason}"
+        return self._won(name, self.set(name, before.commit, reason, current, before.sequence))
+
+    @staticmethod
+    def _won(name: str, ref: Ref | None) -> Ref:
+        if ref is None:
+            raise RefError(f"somebody else changed {name} meanwhile", hint="try again")
+        return ref
 
     def log(self, name: str) -> list[Ref]:
         """All states that a ref has had, newest first, the present one included."""

@@ -144,7 +144,7 @@ class Resolver:
     def _reachable(self) -> Iterator[Commit]:
         """Commits of the current branch first, newest first, then those of all other refs."""
         seen = set()
-        heads = [[ref.commit for ref in self.refs.list("refs/").values()]]
+        heads = [[ref.commit for ref in self.refs.under("refs/").values()]]
         head = self.refs.head()
         current = self.refs.get(f"{HEADS}{head.branch}") if head.branch else None
         start = head.commit or (current and current.commit)
@@ -186,7 +186,7 @@ class Resolver:
         return next(commit for commit in commits if commit.digest == best)
 
     def _suggestion(self, name: str) -> str:
-        shorts = [ref.short for ref in self.refs.list("refs/").values()]
+        shorts = [ref.short for ref in self.refs.under("refs/").values()]
         close = difflib.get_close_matches(name, shorts, n=3, cutoff=0.5)
         if close:
             return f"did you mean {' or '.join(close)}?"

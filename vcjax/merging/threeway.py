@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vcjax.errors import MergeError
-from vcjax.tree import Node, escape, map_leaves
+from vcjax.tree import Node, join, map_leaves
 
 Verdict = Literal["unchanged", "ours", "theirs", "same", "conflict", "structure"]
 
@@ -69,6 +69,11 @@ class MergePlan:
         """{path: decision} of everything that somebody has to decide."""
         return {d.path: d for d in self.decisions if d.is_conflict}
 
+    def without(self, settled: Mapping[str, Any]) -> "MergePlan":
+        """The plan less the decisions about these paths."""
+        rest = tuple(d for d in self.decisions if d.path not in settled)
+        return replace(self, decisions=rest)
+
     @property
     def counts(self) -> dict[str, int]:
         """{verdict: how often}."""
@@ -118,7 +123,7 @@ def plan_merge(
         digest_of: digest of a node of any of the three, leaf or not.
     """
     planner = _Planner(digest_of)
-    root = planner.merge("", base, ours, theirs)
+    root = planner.merge(None, base, ours, theirs)
     return MergePlan(root, tuple(planner.decisions))
 
 
@@ -132,11 +137,11 @@ class _Planner:
             return one is other
         return self._digest_of(one) == self._digest_of(other)
 
-    def merge(self, path: str, base: Any, ours: Any, theirs: Any) -> Any:
+    def merge(self, path: str | None, base: Any, ours: Any, theirs: Any) -> Any:
         """The merged node at `path`, or a `Decision` that stands for a conflict."""
 
         def decide(verdict: Verdict) -> Decision:
-            decision = Decision(path, verdict, base, ours, theirs)
+            decision = Decision(path or "", verdict, base, ours, theirs)
             self.decisions.append(decision)
             return decision
 
@@ -156,7 +161,7 @@ class _Planner:
             return decide("conflict")
         return decide("structure")
 
-    def _descend(self, path: str, base: Any, ours: Node, theirs: Node) -> Node:
+    def _descend(self, path: str | None, base: Any, ours: Node, theirs: Node) -> Node:
         before = _children(base) if isinstance(base, Node) and base.kind == ours.kind else {}
         mine, yours = _children(ours), _children(theirs)
         keys = list(mine) + [key for key in yours if key not in mine]
@@ -164,9 +169,8 @@ class _Planner:
             keys.sort(key=lambda key: (str(type(key[1])), key[1]))
         merged: list[tuple[Any, Any]] = []
         for key in keys:
-            below = f"{path}/{escape(key[1])}" if path else escape(key[1])
             child = self.merge(
-                below, before.get(key, ABSENT), mine.get(key, ABSENT), yours.get(key, ABSENT)
+                join(path, key[1]), before.get(key, ABSENT), mine.get(key, ABSENT), yours.get(key, ABSENT)
             )
             if child is not ABSENT:
                 merged.append((key[1], child))

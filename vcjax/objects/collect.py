@@ -51,8 +51,8 @@ class GcPlan:
 
 def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
     """Commits that refs point to, or pointed to within the age of the log."""
-    tips = {ref.commit for ref in refs.list("refs/").values()}
-    tips |= {ref.commit for ref in refs.list("aliases/").values()}
+    tips = {ref.commit for ref in refs.under("refs/").values()}
+    tips |= {ref.commit for ref in refs.under("aliases/").values()}
     head = refs.head()
     if head.commit:
         tips.add(head.commit)

@@ -1,0 +1,397 @@
+"""`Repository`: the one object that holds the state of a store with refs."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vcjax import history, objects
+from vcjax.errors import ConflictError, RefError, RevisionError
+from vcjax.history import Commit, Head, Ref
+from vcjax.history.refs import HEADS, TAGS, check_name
+from vcjax.objects import FsckReport, GcPlan
+from vcjax.objects.collect import GRACE_SECONDS
+from vcjax.repo import settings as settings_
+from vcjax.repo.committing import Base, Change, Committer, default_author
+from vcjax.repo.reading import Reader
+from vcjax.repo.settings import Settings
+from vcjax.storage import Store
+
+if TYPE_CHECKING:
+    from vcjax.merging import MergeMethod
+
+DEFAULT_BRANCH = "main"
+
+
+class Repository(Reader):
+    """Version control for PyTrees at a URL.
+
+    Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
+
+    Reading is in `Reader`; its attributes are part of this class.
+    """
+
+    def __init__(self, store: Store, settings: Settings):
+        super().__init__(store, settings)
+        self._committer = Committer(self.refs, self.history)
+        self._bases: dict[str, Base] = {}
+
+    # -- opening ---------------------------------------------------------------
+
+    @classmethod
+    def init(
+        cls,
+        url: str | os.PathLike[str],
+        *,
+        branch: str = DEFAULT_BRANCH,
+        compress: bool = False,
+        exist_ok: bool = False,
+    ) -> "Repository":
+        """Makes a repository, with `HEAD` on a branch that has no commit yet.
+
+        Args:
+            url: path, file://, memory://, s3:// or gs:// (see `vcjax.storage.parse_url`).
+            branch: name of the first branch.
+            compress: whether leaf objects are compressed: about a sixth smaller for
+                float32 weights, two to three times slower to save.
+            exist_ok: open the repository if there already is one.
+
+        Raises:
+            RepositoryExistsError: there is one, and not `exist_ok`.
+            StorageError: the place cannot be written.
+        """
+        check_name(branch)
+        store = settings_.locate(url)
+        if exist_ok and store.read(settings_.KEY) is not None:
+            return cls(store, settings_.load(store))
+        settings = Settings(compress=compress)
+        settings_.create(store, settings)
+        repo = cls(store, settings)
+        repo.refs.set_head(Head(branch))
+        return repo
+
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> "Repository":
+        """Opens a repository.
+
+        Raises:
+            RepositoryNotFoundError: there is none.
+            UnknownFormatError: its format is newer than this vcjax.
+        """
+        store = settings_.locate(url)
+        return cls(store, settings_.load(store))
+
+    @classmethod
+    def find(cls, start: str | os.PathLike[str] = ".") -> "Repository":
+        """Opens the repository of a folder or the nearest folder above it.
+
+        Raises:
+            RepositoryNotFoundError: there is none.
+        """
+        return cls.open(settings_.find(start))
+
+    # -- committing ------------------------------------------------------------
+
+    def commit(
+        self,
+        tree: Any,
+        message: str = "",
+        *,
+        branch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> Commit:
+        """Records a PyTree. Leaves whose content is stored already cost no bytes.
+
+        If others have committed to the branch since this object last saw it, and
+        they changed other leaves, the commit is rebased onto theirs.
+
+        Args:
+            tree: arrays, PRNG keys and plain values in any containers.
+            message: why.
+            branch: the branch to commit to; the current one by default. A new one
+                starts at `HEAD`.
+            metadata: what JSON can hold; the integer "step" makes `step:N` work.
+            metrics: {name: number}; make `best:NAME` work.
+            provenance: how the tree came about, JSON types.
+            author: "Name <address>"; this user by default.
+
+        Returns:
+            The commit; it is durable, and the branch points to it.
+
+        Raises:
+            UnsupportedLeafError: a leaf is a function or an unknown object.
+            ConflictError: others changed the same leaves meanwhile.
+            StorageError: the disk is full or the bucket out of reach.
+        """
+        from vcjax import tree as trees
+        from vcjax.repo.committing import stage
+
+        checked = history.checked_metadata(dict(metadata or {}))
+        numbers = history.checked_metrics(metrics)
+        origin = history.checked_metadata(provenance, "provenance")
+        name, base = self._target(branch)
+        known = base.manifest.locations if base.manifest else {}
+        manifest = stage(trees.flatten(tree), self.objects, known)
+        change = Change(manifest, message, author or default_author(), checked, numbers, origin)
+        return self._publish(name, change, base)
+
+    def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
+        if name is None:
+            parents = tuple(filter(None, [base.commit])) + change.extra_parents
+            commit = self._committer.record(change, parents)
+            self.store.sync()
+            self.refs.set_head(Head(None, commit.digest))
+            return commit
+        commit = self._committer.publish(name, change, base)
+        self._bases[name] = Base(commit.digest, change.manifest)
+        return commit
+
+    def _target(self, branch: str | None) -> tuple[str | None, Base]:
+        """The full name of the branch to commit to (None: detached `HEAD`) and its base."""
+        head = self.refs.head()
+        if branch is None and head.branch is None:
+            return None, self._base_at(head.commit)
+        name = HEADS + check_name(branch or head.branch or "")
+        if name in self._bases:
+            return name, self._bases[name]
+        ref = self.refs.get(name)
+        if ref is not None:
+            return name, self._base_at(ref.commit)
+        return name, self._base_at(self._head_digest())
+
+    def _base_at(self, digest: str | None) -> Base:
+        if digest is None:
+            return Base(None, None)
+        return Base(digest, self.history.manifest_of(self.history.commit(digest)))
+
+    def _head_digest(self) -> str | None:
+        try:
+            return self.resolver.head_digest()
+        except RevisionError:
+            return None
+
+    def restore(
+        self,
+        revision: str | Commit = "HEAD",
+        like: Any = None,
+        paths: list[str] | str | None = None,
+        verify: bool = True,
+    ) -> Any:
+        """The tree of a commit; see `Reader.restore`.
+
+        What was restored from the tip of the current branch is what the next
+        commit to it is taken to change.
+        """
+        commit = self.resolve(revision)
+        restored = super().restore(commit, like, paths, verify)
+        branch = self.head.branch
+        ref = self.refs.get(HEADS + branch) if branch else None
+        if ref is not None and ref.commit == commit.digest:
+            self._bases[ref.name] = self._base_at(commit.digest)
+        return restored
+
+    # -- merging ---------------------------------------------------------------
+
+    def merge(
+        self,
+        ours: str | Commit,
+        theirs: str | Commit | None = None,
+        *,
+        method: "MergeMethod | None" = None,
+        resolve: Mapping[str, str] | str | None = None,
+        message: str | None = None,
+        branch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        weights: Any = None,
+        key: Any = None,
+    ) -> Commit:
+        """Three-way merge: what one side changed is taken, what both changed is settled.
+
+        Args:
+            ours: a revision. If it is a branch, that branch moves to the result.
+            theirs: another revision. With only one given, it is merged into `HEAD`.
+            method: a merge method (`vcjax.merging`) for the leaves that both changed.
+            resolve: a side ("ours", "theirs", "base") for all conflicts, or
+                {leaf path glob: side}; goes before `method`.
+            message: of the commit.
+            branch: the branch that moves, if not `ours`. It must be at `ours`.
+            metadata: JSON types. metrics: {name: number}. author: as for `commit`.
+            weights: one number per side, for the method. key: for random methods.
+
+        Returns:
+            The merge commit; `theirs` itself if it merely continues `ours`, and
+            `ours` if it contains `theirs` already. Its provenance records the
+            method, its parameters, the inputs and every decision.
+
+        Raises:
+            ConflictError: conflicts are left that nothing settles; names every path.
+            RefError: `ours` is no branch and none is given.
+        """
+        from vcjax.repo.merging import MergeRequest, merge_commits
+
+        if theirs is None:
+            ours, theirs = "HEAD", ours
+        name = self._merge_target(ours, branch)
+        request = MergeRequest(
+            ours=self.resolve(ours),
+            theirs=self.resolve(theirs),
+            names=(_label(ours), _label(theirs)),
+            method=method,
+            resolve=resolve,
+            weights=weights,
+            key=key,
+            message=message,
+            author=author or default_author(),
+            metadata=history.checked_metadata(dict(metadata or {})),
+            metrics=history.checked_metrics(metrics),
+        )
+        outcome = merge_commits(request, self.history, self.objects)
+        if isinstance(outcome, Commit):
+            if outcome.digest != request.ours.digest:
+                self._fast_forward(name, request.ours, outcome)
+            return outcome
+        base = Base(request.ours.digest, self.history.manifest_of(request.ours))
+        return self._publish(name, outcome, base)
+
+    def _merge_target(self, ours: str | Commit, branch: str | None) -> str | None:
+        """Full name of the branch that a merge moves; None for a detached `HEAD`."""
+        if branch is not None:
+            return self.refs.require(HEADS + check_name(branch)).name
+        if isinstance(ours, str):
+            if ours in ("HEAD", "@"):
+                return None if self.head.branch is None else HEADS + self.head.branch
+            name = self.resolver.ref_name(ours)
+            if name is not None and name.startswith(HEADS):
+                return name
+        raise RefError(
+            f"{_label(ours)} is no branch, so nothing would point to the result",
+            hint="say which branch moves with branch= (--branch), or make one at it first",
+        )
+
+    def _fast_forward(self, name: str | None, ours: Commit, theirs: Commit) -> None:
+        if name is None:
+            self.refs.set_head(Head(None, theirs.digest))
+            return
+        ref = self.refs.require(name)
+        reason = f"merge: fast-forward to {theirs.digest[:8]}"
+        if ref.commit != ours.digest or not self.refs.set(name, theirs.digest, reason, ref):
+            raise ConflictError(f"{ref.short!r} has moved meanwhile", hint="merge again")
+        self._bases.pop(name, None)
+
+    # -- refs ------------------------------------------------------------------
+
+    def branch(self, name: str, at: str | Commit = "HEAD", *, force: bool = False) -> Ref:
+        """Makes a branch; with `force`, moves one.
+
+        Raises:
+            RefError: the name is invalid or taken.
+        """
+        ref = self._point(HEADS + check_name(name), at, force, "branch")
+        self._bases.pop(ref.name, None)
+        return ref
+
+    def tag(self, name: str, at: str | Commit = "HEAD", *, force: bool = False) -> Ref:
+        """Makes a tag; with `force`, moves one.
+
+        Raises:
+            RefError: the name is invalid or taken.
+        """
+        return self._point(TAGS + check_name(name), at, force, "tag")
+
+    def _point(self, name: str, at: str | Commit, force: bool, kind: str) -> Ref:
+        digest = self.resolve(at).digest
+        return self.refs.move(name, digest, f"{kind}: at {digest[:8]}", force=force)
+
+    def delete_branch(self, name: str) -> None:
+        """Deletes a branch. Its commits stay reachable by digest and through its log.
+
+        Raises:
+            RefError: there is none, or it is the current one.
+        """
+        if self.head.branch == name:
+            raise RefError(f"{name!r} is the current branch", hint="switch to another one first")
+        self.refs.remove(HEADS + name)
+        self._bases.pop(HEADS + name, None)
+
+    def delete_tag(self, name: str) -> None:
+        """Deletes a tag.
+
+        Raises:
+            RefError: there is none.
+        """
+        self.refs.remove(TAGS + name)
+
+    def switch(self, name: str, *, create: bool = False, detach: bool = False) -> Head:
+        """Makes a branch the current one.
+
+        Args:
+            name: a branch; with `detach`, any revision.
+            create: make the branch at `HEAD` first.
+            detach: point `HEAD` to a commit itself.
+
+        Raises:
+            RefError: there is no such branch.
+        """
+        if detach:
+            head = Head(None, self.resolve(name).digest)
+        elif create and self._head_digest() is None:
+            head = Head(check_name(name))
+        else:
+            if create:
+                self.branch(name)
+            self.refs.require(HEADS + check_name(name))
+            head = Head(name)
+        self.refs.set_head(head)
+        return head
+
+    def undo(self) -> Ref | None:
+        """Takes the current branch back to where it was before its last change.
+
+        Undoing again goes further back. Nothing is lost: `BRANCH@{1}` is what was
+        undone.
+
+        Returns:
+            The new state of the branch; None if it has no commit any more.
+
+        Raises:
+            RefError: there is nothing to undo.
+        """
+        branch = self.head.branch
+        if branch is None:
+            raise RefError("HEAD is on no branch", hint="switch to a branch first")
+        self._bases.pop(HEADS + branch, None)
+        return self.refs.undo(HEADS + branch)
+
+    # -- care ------------------------------------------------------------------
+
+    def fsck(self) -> FsckReport:
+        """Checks every ref, commit, manifest and leaf against its digest."""
+        return objects.fsck(self.refs, self.history, self.objects)
+
+    def gc(
+        self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
+    ) -> GcPlan:
+        """Deletes what nothing leads to and was not written lately.
+
+        Args:
+            dry_run: only say what would be deleted.
+            grace: spare what is younger than this, seconds.
+            force: spare nothing for its age. Unsafe while others commit.
+
+        Returns:
+            What was, or would be, deleted.
+        """
+        plan = objects.plan_gc(
+            self.refs, self.history, self.objects, grace=float("-inf") if force else grace
+        )
+        if not dry_run:
+            objects.sweep(plan, self.refs, self.history, self.objects)
+        return plan
+
+
+def _label(revision: str | Commit) -> str:
+    return revision if isinstance(revision, str) else revision.digest[:8]
