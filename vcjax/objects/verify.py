@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import VcjaxError
-from vcjax.history import Commit, History, LeafEntry, Manifest, Refs
+from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
 from vcjax.objects.store import ObjectStore
 
 
@@ -65,13 +65,16 @@ class FsckReport:
             return None
 
 
-def fsck(refs: Refs, history: History, objects: ObjectStore) -> FsckReport:
+def fsck(
+    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
+) -> FsckReport:
     """Checks everything that any ref or logged state leads to, reading all data.
 
-    Objects that nothing leads to are the garbage collector's business, not
+    The data of pruned commits need not be there. Objects that nothing leads to are the garbage collector's business, not
     damage: an interrupted commit leaves some behind.
     """
     report = FsckReport()
+    pruned = prunings.all()
     commits = _check_commits(report, history, _check_refs(report, refs))
     report.commits = len(commits)
     entries: dict[str, tuple[str, LeafEntry]] = {}
@@ -79,12 +82,14 @@ def fsck(refs: Refs, history: History, objects: ObjectStore) -> FsckReport:
     for commit in commits:
         if commit.manifest in checked:
             continue
-        checked.add(commit.manifest)
+        if commit.digest not in pruned:
+            checked.add(commit.manifest)
         subject = f"commit {commit.digest[:8]}"
         manifest = report.check(subject, lambda c=commit: history.manifest(c.manifest))
         if manifest is not None:
             _check_manifest(report, subject, commit, manifest)
-            for path, entry in manifest.leaves.items():
+            kept = {} if commit.digest in pruned else manifest.leaves
+            for path, entry in kept.items():
                 if not entry.spec.is_value:
                     entries.setdefault(entry.digest, (f"leaf {path!r} of {subject}", entry))
     _check_leaves(report, objects, entries.values())
