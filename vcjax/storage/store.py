@@ -238,10 +238,9 @@ class Store:
         with self._lock:
             folders = self._unsynced - self._durable_folders
             self._unsynced.clear()
-        for name in sorted(folders, key=lambda name: name.count("/")):
-            with _storage_errors("sync", self.url, name):
-                _fsync_folder((root / name).parent if name != "." else root)
-                _fsync_folder(root / name)
+        for parent in sorted({(root / name).parent for name in folders if name != "."}):
+            with _storage_errors("sync", self.url, str(parent)):
+                _fsync_folder(parent)
         self._durable_folders |= folders
 
 
