@@ -5,8 +5,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from absl import logging
-
 from vcjax._version import __version__
 from vcjax.cli import registry
 from vcjax.cli.arguments import parse, split
@@ -77,6 +75,8 @@ def _dispatch(words: list[str], out: Output) -> int:
     values, arguments = parse(command, [*before, *after])
     out.json = command.reports and values.json
     if values.debug:
+        from absl import logging  # 0.05 s
+
         logging.set_verbosity(logging.DEBUG)
     if values.help and name is not None:
         out.raw(command.help())

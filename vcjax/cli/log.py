@@ -44,7 +44,7 @@ def run(session: Session) -> int:
     repo, values = session.repo, session.flags
     refs = [*repo.refs.under("refs/").values(), *repo.refs.under("aliases/").values()]
     names = report.decorations(repo.head, refs)
-    starts: "list[str | Commit]" = [*session.args]
+    starts: list[str | Commit] = [*session.args]
     if values.all:
         starts += [repo.history.commit(digest) for digest in names]
     commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)

@@ -37,6 +37,9 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "weights", None, "`OURS,THEIRS`: one number per side, for the method", flag_values=values
     )
+    flags.DEFINE_integer(
+        "seed", None, "`SEED` of methods that draw random numbers (dare)", flag_values=values
+    )
     flags.DEFINE_enum(
         "resolve", None, SIDES, "take this side of every conflict", flag_values=values
     )
@@ -76,6 +79,7 @@ def run(session: Session) -> int:
                 method=request.method,
                 resolve=request.rules,
                 weights=request.weights,
+                key=_key(values.seed),
                 message=values.message,
                 branch=values.branch,
                 metrics=metrics(values.metric),
@@ -142,6 +146,14 @@ def _weights(values: Any) -> list[float] | None:
         raise UsageError(f"--weights: {error}", hint="write --weights=0.7,0.3") from error
 
 
+def _key(seed: int | None) -> Any:
+    if seed is None:
+        return None
+    import jax  # only here, for its two seconds
+
+    return jax.random.key(seed)
+
+
 def _outcome(commit: "Commit", ours: "Commit", theirs: "Commit") -> str:
     if commit.digest == ours.digest:
         return "up_to_date"
@@ -154,7 +166,8 @@ def _conflict(session: Session, error: "errors.ConflictError") -> int:
         raise error
     fields = {"outcome": "conflict", "commit": None, "decisions": {}}
     session.out.document("merge", {**fields, "conflicts": list(error.paths)})
-    session.out.note(*[report.Span("error: ", "bold red"), error.message.partition("\n")[0]])
+    session.out.note(report.Span("error: ", "bold red"), error.message.partition("\n")[0])
+    session.out.note(report.Span("hint: ", "bold cyan"), error.hint or "")
     return 1
 
 
@@ -163,9 +176,9 @@ def _plan(session: Session, request: _Request) -> int:
     from vcjax.repo.merging import chosen_sides  # loads TensorStore
 
     plan = session.repo.plan_merge(request.ours, request.theirs)
-    settled = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
+    settled: dict[str, str] = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
     if request.method is not None:
-        settled = dict.fromkeys(_numeric(plan), request.method.name) | settled
+        settled = dict.fromkeys(_numeric(plan), str(request.method.name)) | settled
     left = [path for path in plan.conflicts if path not in settled]
     session.out.report(
         "merge_plan",

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any, TextIO
 
 from vcjax.report.documents import document, dumps
@@ -26,18 +25,20 @@ class Output:
 
     def lines(self, lines: Iterable[Line]) -> None:
         """Writes lines of text to stdout as they come; nothing with `--json`."""
-        for content in lines:
-            self.line(*content)
+        if not self.json:
+            write = self._writer(sys.stdout)
+            for content in lines:
+                write(content)
 
     def line(self, *parts: str | Span) -> None:
         """Writes a line of text to stdout; nothing with `--json`."""
-        if not self.json:
-            self._write(sys.stdout, line(*parts))
+        self.lines([line(*parts)])
 
     def raw(self, text: str) -> None:
         """Writes text that is ours, in lines already, to stdout."""
+        write = self._writer(sys.stdout)
         for part in text.splitlines():
-            self._write(sys.stdout, (Span(part),))
+            write((Span(part),))
 
     def document(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Writes the JSON document of a command, if `--json` asks for it."""
@@ -52,7 +53,7 @@ class Output:
 
     def note(self, *parts: str | Span) -> None:
         """Writes a line to stderr."""
-        self._write(sys.stderr, line(*parts))
+        self._writer(sys.stderr)(line(*parts))
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -60,29 +61,37 @@ class Output:
         if not _colours(sys.stderr):
             yield
             return
-        with self._console(sys.stderr).status(text):
+        from rich.console import Console  # 0.1 s that pipes and scripts need not wait for
+
+        with Console(file=sys.stderr).status(text):
             yield
 
-    def _write(self, stream: TextIO, content: Line) -> None:
+    def _writer(self, stream: TextIO) -> Callable[[Line], None]:
+        """A function that writes a line to a stream, in colours where that is right."""
         if _colours(stream):
-            from rich.text import Text  # 0.1 s that pipes and scripts need not wait for
-
-            text = Text.assemble(*((span.text, span.style) for span in content))
-            self._console(stream).print(text, soft_wrap=True)
-            return
+            return _coloured(stream)
         encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(plain(content).encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
-    @cached_property
-    def _consoles(self) -> dict[int, Any]:
-        return {}
+        def write(content: Line) -> None:
+            text = plain(content)
+            if not text.isascii():
+                text = text.encode(encoding, "backslashreplace").decode(encoding)
+            stream.write(text + "\n")
 
-    def _console(self, stream: TextIO) -> Any:
-        from rich.console import Console  # as above
+        return write
 
-        if id(stream) not in self._consoles:
-            self._consoles[id(stream)] = Console(file=stream, highlight=False)
-        return self._consoles[id(stream)]
+
+def _coloured(stream: TextIO) -> Callable[[Line], None]:
+    from rich.console import Console  # as above
+    from rich.text import Text
+
+    console = Console(file=stream, highlight=False)
+
+    def write(content: Line) -> None:
+        text = Text.assemble(*((span.text, span.style) for span in content))
+        console.print(text, soft_wrap=True)
+
+    return write
 
 
 def _colours(stream: TextIO) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vcjax import diffing, formats, hashing, tree
 from vcjax.cli.session import Session
-from vcjax.errors import RepositoryNotFoundError, RevisionError, VcjaxError
+from vcjax.errors import RepositoryNotFoundError, RevisionError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -104,6 +104,8 @@ def metric_headings(names: Sequence[str]) -> Line:
 
 def metric_cells(commit: Commit | None, names: Sequence[str]) -> list[str | Span]:
     """The metrics of a commit in columns; blanks for None, or for what it lacks."""
+    if not names:
+        return []
     metrics = commit.metrics if commit else {}
     texts = (format_number(metrics[name]) if name in metrics else "" for name in names)
     cells = zip(names, texts, strict=True)

@@ -28,7 +28,7 @@ class Row:
     width: int
 
     def prefixes(self, count: int) -> list[str]:
-        """What stands before each of `count` lines of text, and before what is left of the edges."""
+        """What stands before each of `count` lines of text, and the edges that are left."""
         lines = [self.node, *self.edges]
         lines += [self.after] * (count - len(lines))
         return [text.ljust(self.width) for text in lines]
@@ -46,7 +46,7 @@ def topological(parents: Mapping[str, Sequence[str]]) -> list[str]:
             no key are ignored.
     """
     waiting = Counter(parent for commit in parents for parent in dict.fromkeys(parents[commit]))
-    stack = [commit for commit in reversed(parents) if not waiting[commit]]
+    stack = [commit for commit in reversed(list(parents)) if not waiting[commit]]
     order = []
     while stack:
         commit = stack.pop()

@@ -27,12 +27,16 @@ def line(*parts: str | Span) -> Line:
     Control characters are shown escaped: a leaf path or message from somebody
     else's repository must not move the cursor or recolour the terminal.
     """
-    spans = (Span(part) if isinstance(part, str) else part for part in parts)
-    return tuple(Span(escaped(span.text), span.style) for span in spans)
+    return tuple(
+        Span(escaped(part)) if isinstance(part, str) else Span(escaped(part.text), part.style)
+        for part in parts
+    )
 
 
 def escaped(text: str) -> str:
     """The text with control characters, and what reverses text, written as escapes."""
+    if text.isprintable():
+        return text
     return _CONTROL.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
