@@ -26,7 +26,7 @@ PACKED_BYTES = 64 * 1024
 PACK_ALIGNMENT = 64
 """Leaves start at multiples of this in a pack, so that views of it are aligned for JAX."""
 
-IN_FLIGHT_BYTES = 256 * 1024 * 1024
+IN_FLIGHT_BYTES = 128 * 1024 * 1024
 """How many bytes may be on their way to or from the store at once."""
 
 RELY_SECONDS = 60.0
