@@ -217,9 +217,7 @@ def _decode(fields: Any, depth: int) -> Any:
 
 
 def _decode_entry(fields: dict[str, Any]) -> LeafEntry:
-    spec = LeafSpec(
-        fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable")
-    )
+    spec = LeafSpec(fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable"))
     packed = None
     if "pack" in fields:
         pack, offset, length = fields["pack"]

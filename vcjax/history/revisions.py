@@ -1,14 +1,14 @@
 """Revisions: the strings that name a commit anywhere a commit is asked for.
 
-    HEAD, @               the current commit
-    main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
-    ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
-    step:1200             the newest commit with that step in its metadata
-    best:accuracy         the commit with the best value of a metric;
-                          best:score:min or best:score:max says which end is good
-    latest                the newest commit of the current branch
-    REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
-    main@{1}              what main was before its last change
+HEAD, @               the current commit
+main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
+ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
+step:1200             the newest commit with that step in its metadata
+best:accuracy         the commit with the best value of a metric;
+                      best:score:min or best:score:max says which end is good
+latest                the newest commit of the current branch
+REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
+main@{1}              what main was before its last change
 """
 
 import difflib

@@ -1,7 +1,3 @@
-from .threeway import ABSENT as ABSENT
-from .threeway import Decision as Decision
-from .threeway import MergePlan as MergePlan
-from .threeway import plan_merge as plan_merge
 from .atoms import add_base as add_base
 from .atoms import disjoint_mean as disjoint_mean
 from .atoms import drop as drop
@@ -37,4 +33,8 @@ from .method import Transform as Transform
 from .sparse import dare_linear as dare_linear
 from .sparse import dare_ties as dare_ties
 from .sparse import ties as ties
+from .threeway import ABSENT as ABSENT
+from .threeway import Decision as Decision
+from .threeway import MergePlan as MergePlan
+from .threeway import plan_merge as plan_merge
 from .view import View as View

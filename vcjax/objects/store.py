@@ -325,9 +325,7 @@ class ObjectStore:
         while flying:
             yield self._arrived(flying)
 
-    def _arrived(
-        self, flying: deque[_Flying]
-    ) -> tuple[str, LeafEntry, np.ndarray]:
+    def _arrived(self, flying: deque[_Flying]) -> tuple[str, LeafEntry, np.ndarray]:
         path, entry, key, buffer, future = flying.popleft()
         try:
             with _array_errors(self.store, key):

@@ -68,9 +68,7 @@ def create(store: Store, settings: Settings) -> None:
     if store.location.folder is not None:
         store.make_folder()
     versioned = store.read_versioned(KEY)
-    if versioned.value is not None or not store.compare_and_set(
-        KEY, settings.encode(), versioned
-    ):
+    if versioned.value is not None or not store.compare_and_set(KEY, settings.encode(), versioned):
         raise RepositoryExistsError(
             f"there is a repository in {store.url} already",
             hint="open it with `Repository.open`, or choose another place",

@@ -15,7 +15,6 @@ import tensorstore as ts
 from vcjax.errors import StorageError
 from vcjax.storage.urls import Location, parse_url
 
-
 LOCK_NAME = ".lock"
 
 
@@ -110,7 +109,9 @@ class Store:
         upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
         with _storage_errors("list", self.url, prefix):
             found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
-        return sorted(key.decode() for key in found if not key.endswith((b".__lock", LOCK_NAME.encode())))
+        return sorted(
+            key.decode() for key in found if not key.endswith((b".__lock", LOCK_NAME.encode()))
+        )
 
     def modified(self, key: str) -> float | None:
         """When a key was last written, seconds since 1970 UTC by the file system's clock.
