@@ -1,6 +1,6 @@
 """BLAKE3-256 digests of chunks, leaves and values (docs/format.md, "Identity")."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import blake3
 import msgpack
 
 DIGEST_BYTES = 32
+
+_PACKER: Callable[..., bytes] = msgpack.packb  # its stub says that it may give None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def canonical_msgpack(value: Any) -> bytes:
 
 def pack(value: Any) -> bytes:
     """`canonical_msgpack` of something whose maps are in order already, or that has none."""
-    return msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return _PACKER(value, use_bin_type=True, unicode_errors="surrogatepass")
 
 
 def _sorted(value: Any) -> Any:

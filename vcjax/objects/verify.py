@@ -68,8 +68,8 @@ class FsckReport:
 def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore) -> FsckReport:
     """Checks everything that any ref or logged state leads to, reading all data.
 
-    The data of pruned commits need not be there. Objects that nothing leads to are the garbage collector's business, not
-    damage: an interrupted commit leaves some behind.
+    The data of pruned commits need not be there. Objects that nothing leads to are
+    the garbage collector's business, not damage: an interrupted commit leaves some.
     """
     report = FsckReport()
     pruned = prunings.all()
