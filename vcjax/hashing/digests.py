@@ -9,7 +9,7 @@ import msgpack
 
 DIGEST_BYTES = 32
 
-_PACKER: Callable[..., bytes] = msgpack.packb  # its stub says that it may give None
+_PACKER: Callable[..., Any] = msgpack.packb  # its stub says that it may give None
 
 
 @dataclass(frozen=True, slots=True)
