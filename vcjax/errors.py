@@ -16,6 +16,8 @@ and a `hint` that says what to do next::
     ├── ConflictError             two sides changed the same leaves
     ├── CorruptionError           stored bytes are not what was written
     │   └── MissingObjectError    stored bytes are gone
+    ├── PrunedError               a retention policy let the data of a commit go
+    ├── StepExistsError           a training step that was saved already
     ├── StorageError              the disk or bucket refused (full, read-only, unreachable)
     ├── FormatError               a checkpoint file cannot be read or written
     └── MergeError                a merge method cannot be applied to these inputs
@@ -109,6 +111,14 @@ class CorruptionError(VcjaxError):
 
 class MissingObjectError(CorruptionError):
     """A stored object that a commit needs is gone."""
+
+
+class PrunedError(VcjaxError):
+    """A retention policy let the data of a commit go."""
+
+
+class StepExistsError(VcjaxError, ValueError):
+    """A training step was saved already."""
 
 
 class StorageError(VcjaxError, OSError):

@@ -7,6 +7,8 @@ from .manifest import Manifest as Manifest
 from .manifest import Packed as Packed
 from .metadata import checked_metadata as checked_metadata
 from .metadata import checked_metrics as checked_metrics
+from .pruning import Pruning as Pruning
+from .pruning import Prunings as Prunings
 from .records import History as History
 from .refs import Head as Head
 from .refs import Ref as Ref

@@ -1,7 +1,6 @@
 """Refs: names for commits, changed only by compare-and-set, with a log of every change."""
 
 import difflib
-import json
 import math
 import re
 import secrets
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcjax.errors import CorruptionError, RefError
-from vcjax.hashing import checksum
+from vcjax.history import canonical
 from vcjax.storage import Store, Versioned
 
 HEADS, TAGS, REMOTES, ALIASES = "refs/heads/", "refs/tags/", "refs/remotes/", "aliases/"
@@ -68,7 +67,7 @@ class Ref:
         }
         if self.restores is not None:
             body["restores"] = self.restores
-        return _encode(body)
+        return canonical.encode_record(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +326,7 @@ class Refs:
     def set_head(self, head: Head) -> None:
         """Points `HEAD` to a branch or commit; the last writer wins."""
         body = {"ref": HEADS + head.branch} if head.branch else {"commit": head.commit}
-        data = _encode({**body, "nonce": _nonce()})
+        data = canonical.encode_record({**body, "nonce": _nonce()})
         while not self._store.compare_and_set(HEAD, data, self._store.read_versioned(HEAD)):
             if self._store.read(HEAD) == data:
                 return
@@ -351,23 +350,11 @@ def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
     return states[sequence]
 
 
-def _encode(body: dict[str, Any]) -> bytes:
-    return json.dumps({**body, "check": checksum(body)}, sort_keys=True).encode() + b"\n"
-
-
 def _json(key: str, value: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(value)
-        if body["check"] == checksum(body):
-            return body
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        cause: Exception | None = error
-    else:
-        cause = None
     hint = "run `vcjax fsck`; `log/` holds its earlier states"
     if key == HEAD:
         hint = "`vcjax switch BRANCH` writes it anew"
-    raise CorruptionError(f"{key} is damaged or missing", hint=hint) from cause
+    return canonical.decode_record(key, value, hint)
 
 
 def _decode(name: str, value: bytes, key: str | None = None) -> Ref:

@@ -1,5 +1,6 @@
 from .collect import GcPlan as GcPlan
 from .collect import plan_gc as plan_gc
+from .collect import plan_prune as plan_prune
 from .collect import sweep as sweep
 from .store import ObjectStore as ObjectStore
 from .store import StagedLeaf as StagedLeaf

@@ -32,7 +32,8 @@ class ArrayHeader:
         digest: leaf digest, hexadecimal.
         chunks: chunk digests, hexadecimal, in C order of the grid.
         dtype: the leaf's dtype name, which may differ from zarr's.
-        written: when it was last written or relied upon, seconds since 1970 UTC.
+        written: when it was written, seconds since 1970 UTC.
+        relied: when a later commit last found it here and relied on it, or None.
         update: how the content is expressed.
         deleting: whether a garbage collector is removing the object.
     """
@@ -42,8 +43,14 @@ class ArrayHeader:
     chunks: tuple[str, ...]
     dtype: str
     written: float
+    relied: float | None = None
     update: str = "dense"
     deleting: bool = False
+
+    @property
+    def used(self) -> float:
+        """When it was last written or relied upon, seconds since 1970 UTC."""
+        return max(self.written, self.relied or 0.0)
 
     def encode(self) -> bytes:
         """The bytes of `zarr.json`."""
@@ -54,6 +61,8 @@ class ArrayHeader:
             "update": self.update,
             "written": self.written,
         }
+        if self.relied is not None:
+            attributes["relied"] = self.relied
         if self.deleting:
             attributes["deleting"] = True
         attributes["check"] = checksum(self.metadata | attributes)
@@ -78,6 +87,7 @@ class ArrayHeader:
                 chunks=tuple(attributes["chunks"]),
                 dtype=attributes["dtype"],
                 written=attributes["written"],
+                relied=attributes.get("relied"),
                 update=attributes["update"],
                 deleting=attributes.get("deleting", False),
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcjax.history import Commit, History, Refs
+from vcjax.history import Commit, History, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
@@ -73,7 +73,7 @@ class _Live:
     objects: frozenset[str]
 
 
-def _live(history: History, tips: Iterable[str]) -> _Live:
+def _live(history: History, tips: Iterable[str], pruned: frozenset[str]) -> _Live:
     commits: dict[str, Commit] = {}
     queue = list(tips)
     while queue:
@@ -82,19 +82,26 @@ def _live(history: History, tips: Iterable[str]) -> _Live:
             commits[digest] = history.commit(digest)
             queue.extend(commits[digest].parents)
     manifests = {commit.manifest for commit in commits.values()}
-    used: set[str] = set()
-    for digest in manifests:
-        for entry in history.manifest(digest).leaves.values():
-            if entry.packed is not None:
-                used.add(pack_key(entry.packed.pack))
-            elif entry.is_object:
-                used.add(leaf_key(entry.digest))
+    kept = {commit.manifest for digest, commit in commits.items() if digest not in pruned}
+    used = set().union(*(_objects_of(history, digest) for digest in kept))
     return _Live(frozenset(commits), frozenset(manifests), frozenset(used))
+
+
+def _objects_of(history: History, manifest: str) -> set[str]:
+    """Keys of the leaf objects and packs that a manifest refers to."""
+    used = set()
+    for entry in history.manifest(manifest).leaves.values():
+        if entry.packed is not None:
+            used.add(pack_key(entry.packed.pack))
+        elif entry.is_object:
+            used.add(leaf_key(entry.digest))
+    return used
 
 
 def plan_gc(
     refs: Refs,
     history: History,
+    prunings: Prunings,
     objects: ObjectStore,
     grace: float = GRACE_SECONDS,
     reflog: float = REFLOG_SECONDS,
@@ -110,11 +117,12 @@ def plan_gc(
     """
     now = time.time()
     tips = _tips(refs, reflog)
-    referenced = _live(history, tips)
+    pruned = prunings.all()
+    referenced = _live(history, tips, pruned)
     loose = [digest for digest in history.all_commits() if digest not in referenced.commits]
     dead = [digest for digest in loose if now - history.commit(digest).time.timestamp() >= grace]
     # A commit in progress is young: all that it leads to is spared with it.
-    live = _live(history, tips | (set(loose) - set(dead)))
+    live = _live(history, tips | (set(loose) - set(dead)), pruned)
     dead = [digest for digest in dead if digest not in live.commits]
     manifests = [
         digest
@@ -153,7 +161,7 @@ def _dead_objects(
         if value is None:  # its writer died, or is at work, before the header
             age = min(_age(objects, part, now) for part in parts[key])
         else:
-            age = now - ArrayHeader.decode(key, value).written
+            age = now - ArrayHeader.decode(key, value).used
         if age >= grace:
             dead.append(key)
             nbytes += sum(objects.store.size(part) for part in parts[key])
@@ -162,7 +170,33 @@ def _dead_objects(
     return dead, nbytes, spared
 
 
-def sweep(plan: GcPlan, refs: Refs, history: History, objects: ObjectStore) -> None:
+def plan_prune(
+    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore, commits: Iterable[str]
+) -> GcPlan:
+    """Finds the data that only pruned commits use, whatever its age.
+
+    Spared is what a writer has relied upon within `GRACE_SECONDS`: its commit may
+    be in progress.
+
+    Args:
+        commits: the pruned commits to look at.
+    """
+    live = _live(history, _tips(refs, REFLOG_SECONDS), prunings.all())
+    manifests = {history.commit(digest).manifest for digest in commits}
+    candidates = set().union(*(_objects_of(history, digest) for digest in manifests))
+    keys = sorted(candidates - live.objects)
+    oldest = time.time() - GRACE_SECONDS
+    free, nbytes = [], 0
+    for key, header in zip(keys, objects.read_headers(keys), strict=True):
+        if header is not None and (header.relied or 0.0) < oldest:
+            free.append(key)
+            nbytes += sum(objects.store.size(part) for part in objects.store.keys(f"{key}/"))
+    return GcPlan((), (), tuple(free), nbytes, len(keys) - len(free), REFLOG_SECONDS)
+
+
+def sweep(
+    plan: GcPlan, refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
+) -> None:
     """Deletes what a plan lists.
 
     Each object is first marked as being deleted by compare-and-set of its
@@ -171,7 +205,7 @@ def sweep(plan: GcPlan, refs: Refs, history: History, objects: ObjectStore) -> N
 
     What came to be referenced since the plan was made is spared.
     """
-    live = _live(history, _tips(refs, plan.reflog))
+    live = _live(history, _tips(refs, plan.reflog), prunings.all())
     for name in refs.logged_names():
         refs.forget(name, time.time() - plan.reflog)
     objects.store.delete(
@@ -180,8 +214,13 @@ def sweep(plan: GcPlan, refs: Refs, history: History, objects: ObjectStore) -> N
     objects.store.delete(
         manifest_key(digest) for digest in plan.manifests if digest not in live.manifests
     )
+<<<<<<< HEAD
     history.forget()
     objects.store.remove_leftovers(plan.leftovers)
+=======
+    if plan.commits or plan.manifests:
+        history.forget()
+>>>>>>> main
     for key in plan.objects:
         if key not in live.objects:
             _delete_object(objects, key)

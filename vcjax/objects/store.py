@@ -29,8 +29,8 @@ PACK_ALIGNMENT = 64
 IN_FLIGHT_BYTES = 256 * 1024 * 1024
 """How many bytes may be on their way to or from the store at once."""
 
-RELY_SECONDS = 3600.0
-"""An existing object written longer ago than this is marked as relied upon before it is reused."""
+RELY_SECONDS = 60.0
+"""How long a mark that an object is relied upon serves for further commits."""
 
 DELETION_SECONDS = 600.0
 """A deletion that takes longer than this was interrupted; a writer may take over."""
@@ -149,11 +149,11 @@ class ObjectStore:
     def _rely_on(self, key: str, header: ArrayHeader) -> bool:
         """Makes sure that an object that exists will not be collected before we refer to it.
 
-        The collector spares what was written within its grace window and takes
-        an object only by compare-and-set of this header, so renewing the header's
-        time by compare-and-set settles who was first.
+        The collector spares what was relied upon within its grace window and takes
+        an object only by compare-and-set of its header, so marking the header by
+        compare-and-set settles who was first.
         """
-        if time.time() - header.written < RELY_SECONDS and not header.deleting:
+        if time.time() - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
             return True
         deadline = time.time() + DELETION_SECONDS
         while True:
@@ -162,10 +162,10 @@ class ObjectStore:
                 return False
             header = ArrayHeader.decode(key, versioned.value)
             if not header.deleting:
-                renewed = replace(header, written=time.time())
+                renewed = replace(header, relied=time.time())
                 if self.store.compare_and_set(f"{key}/zarr.json", renewed.encode(), versioned):
                     return True
-            elif time.time() > min(deadline, header.written + DELETION_SECONDS):
+            elif time.time() > min(deadline, header.used + DELETION_SECONDS):
                 return False
             else:
                 time.sleep(0.05)

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import VcjaxError
-from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
-from vcjax.history import Commit, History, LeafEntry, Manifest, Refs
+            kept = {} if commit.digest in pruned else manifest.leaves
+            for path, entry in kept.items():
+                place = (entry.digest, entry.packed, entry.is_inline)
+                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
 from vcjax.objects.store import ObjectStore
 from vcjax.tree import storage_dtype
 
@@ -70,13 +72,19 @@ class FsckReport:
             return None
 
 
-def fsck(refs: Refs, history: History, objects: ObjectStore) -> FsckReport:
+def fsck(
+    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
+) -> FsckReport:
     """Checks everything that any ref or logged state leads to, reading all data.
 
-    Objects that nothing leads to are the garbage collector's business, not
-    damage: an interrupted commit leaves some behind.
+    The data of pruned commits need not be there. Objects that nothing leads to are
+    the garbage collector's business, not damage: an interrupted commit leaves some
+    behind.
     """
     report = FsckReport()
+    pruned = prunings.all()
+    for digest in sorted(pruned):
+        report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
     commits = _check_commits(report, history, _check_refs(report, refs))
     report.commits = len(commits)
     entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}
@@ -84,14 +92,22 @@ def fsck(refs: Refs, history: History, objects: ObjectStore) -> FsckReport:
     for commit in commits:
         if commit.manifest in checked:
             continue
-        checked.add(commit.manifest)
+        if commit.digest not in pruned:
+            checked.add(commit.manifest)
         subject = f"commit {commit.digest[:8]}"
         manifest = report.check(subject, lambda c=commit: history.manifest(c.manifest))
         if manifest is not None:
             _check_manifest(report, subject, commit, manifest)
+<<<<<<< HEAD
             for path, entry in manifest.leaves.items():
                 place = (entry.digest, entry.packed, entry.is_inline)
                 entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
+=======
+            kept = {} if commit.digest in pruned else manifest.leaves
+            for path, entry in kept.items():
+                if not entry.spec.is_value:
+                    entries.setdefault(entry.digest, (f"leaf {path!r} of {subject}", entry))
+>>>>>>> main
     _check_leaves(report, objects, entries.values())
     return report
 

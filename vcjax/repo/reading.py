@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history
-from vcjax.history import Commit, Head, History, Manifest, Refs, Resolver
+from vcjax.errors import PrunedError
+from vcjax.history import Commit, Head, History, Manifest, Prunings, Refs, Resolver
 from vcjax.history.refs import HEADS, TAGS
 from vcjax.objects import ObjectStore
 from vcjax.repo.settings import Settings
@@ -24,6 +25,7 @@ class Reader:
         store: its keys and values.
         refs: branches, tags and `HEAD`.
         history: commits and manifests.
+        prunings: which commits have let their data go.
         objects: leaf objects and packs.
     """
 
@@ -33,6 +35,7 @@ class Reader:
         self.store = store
         self.refs = Refs(store)
         self.history = History(store)
+        self.prunings = Prunings(store)
         self.objects = ObjectStore(store, compress=settings.compress)
         self.resolver = Resolver(self.refs, self.history.commit, self.history.find_prefix)
 
@@ -74,10 +77,16 @@ class Reader:
             RevisionError: no such commit.
             StructureError: the stored tree does not fit `like`; names every path.
             CorruptionError: a leaf is damaged or gone; names its path.
+            PrunedError: a retention policy let the data of this commit go.
         """
         from vcjax.repo.restoring import restore
 
         commit = self.resolve(revision)
+        if pruning := self.prunings.get(commit.digest):
+            raise PrunedError(
+                f"commit {commit.digest[:8]} has no data any more: {pruning}",
+                hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
+            )
         manifest = self.history.manifest_of(commit)
         return restore(manifest, self.objects, like, paths, verify)
 

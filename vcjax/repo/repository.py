@@ -1,7 +1,7 @@
 """`Repository`: the one object that holds the state of a store with refs."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history, objects
@@ -369,7 +369,7 @@ class Repository(Reader):
 
     def fsck(self) -> FsckReport:
         """Checks every ref, commit, manifest and leaf against its digest."""
-        report = objects.fsck(self.refs, self.history, self.objects)
+        report = objects.fsck(self.refs, self.history, self.prunings, self.objects)
         report.check(settings_.KEY, lambda: settings_.load(self.store))
         return report
 
@@ -386,11 +386,30 @@ class Repository(Reader):
         Returns:
             What was, or would be, deleted.
         """
-        plan = objects.plan_gc(
-            self.refs, self.history, self.objects, grace=float("-inf") if force else grace
-        )
+        parts = self.refs, self.history, self.prunings, self.objects
+        plan = objects.plan_gc(*parts, grace=float("-inf") if force else grace)
         if not dry_run:
-            objects.sweep(plan, self.refs, self.history, self.objects)
+            objects.sweep(plan, *parts)
+        return plan
+
+    def prune(self, commits: Sequence[str | Commit], policy: str) -> GcPlan:
+        """Lets the data of some commits go; they stay in the log with manifest and metrics.
+
+        Data that other commits use stay. A commit that a ref points to is spared.
+
+        Args:
+            policy: why, in words; `restore` quotes it.
+
+        Returns:
+            What was deleted.
+        """
+        tips = {ref.commit for ref in self.refs.under("refs/").values()} | {self.head.commit}
+        digests = [self.resolve(commit).digest for commit in commits]
+        digests = [digest for digest in digests if digest not in tips]
+        self.prunings.mark(digests, policy)
+        parts = self.refs, self.history, self.prunings, self.objects
+        plan = objects.plan_prune(*parts, digests)
+        objects.sweep(plan, *parts)
         return plan
 
 

@@ -1,6 +1,7 @@
 """Leaves: one array, PRNG key or plain value of a tree, with its spec."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -75,6 +76,7 @@ def _jax_leaf(value: jax.Array, path: str, variable: str | None) -> Leaf:
     return Leaf(LeafSpec(name, data.shape, "jax", variable), data)
 
 
+@lru_cache  # tracing takes 0.5 ms, and a tree may hold hundreds of keys
 def key_dtype(dtype: Any) -> str | None:
     """ "key<IMPL>" for the dtype of typed PRNG keys; None for all other dtypes."""
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):

@@ -1,7 +1,7 @@
 """Whether stored leaves fit the leaves of a tree that they are to be restored into."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from vcjax.tree.leaf import PYTHON_TYPES, key_dtype
 from vcjax.tree.spec import LeafSpec
 
 _LISTED = 20  # close matches are sought for as many leaves as StructureError lists
+_COMPARED = 1000  # a comparison takes about 50 µs, and a tree may have 100,000 leaves
 
 
 def check(stored: Mapping[str, LeafSpec], targets: Mapping[str, Any], *, strict: bool) -> None:
@@ -55,9 +56,13 @@ def _hint(missing: list[str], extra: list[str]) -> str:
     return "give like= the stored shapes, and dtypes that the stored ones can be cast to"
 
 
-def _close(path: str, candidates: Iterable[str]) -> str:
-    found = difflib.get_close_matches(path, candidates, n=2, cutoff=0.6)
-    return f" (stored is {' and '.join(found)})" if found else ""
+def _close(path: str, candidates: Sequence[str]) -> str:
+    name = path.rpartition("/")[2]
+    alike = [other for other in candidates if other.rpartition("/")[2] == name]
+    for pool in (alike, candidates):
+        if found := difflib.get_close_matches(path, pool[:_COMPARED], n=2, cutoff=0.6):
+            return f" (stored is {' and '.join(found)})"
+    return ""
 
 
 def _describe(target: Any) -> str:

@@ -22,7 +22,11 @@ def find_class(name: str) -> type | None:
     module_name, _, qualname = name.partition(":")
     found: object = sys.modules.get(module_name)
     for part in qualname.split("."):
-        if not isinstance(found, ModuleType | type):
+        if isinstance(found, ModuleType):
+            # Not vars(): that would load a module which importlib.util.LazyLoader put off.
+            found = object.__getattribute__(found, "__dict__").get(part)
+        elif isinstance(found, type):
+            found = vars(found).get(part)
+        else:
             return None
-        found = vars(found).get(part)
     return found if isinstance(found, type) else None

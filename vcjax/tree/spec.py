@@ -145,6 +145,26 @@ def map_leaves(function: Callable[[str, Any], Any], root: Any, path: str | None 
     return Node(root.kind, root.keys, children, root.name)
 
 
+_NOT = ("!", "^")
+
+
+def _character_class(body: str) -> str:
+    """The regular expression for the inside of `[…]` in a glob; never matches "/"."""
+    negated, rest = body[0] in _NOT, body[body[0] in _NOT :]
+    parts = []
+    while rest:
+        if rest[1:2] == "-" and len(rest) > 2:
+            low, high, rest = rest[0], rest[2], rest[3:]
+            if low <= high:  # else the range is empty, where `re` would raise
+                parts.append(f"{re.escape(low)}-{re.escape(high)}")
+        else:
+            parts.append(re.escape(rest[0]))
+            rest = rest[1:]
+    if not parts:
+        return "[^/]" if negated else "(?!)"
+    return f"(?!/)[{'^' if negated else ''}{''.join(parts)}]"
+
+
 def pattern(glob: str) -> re.Pattern[str]:
     """A compiled leaf-path glob: `*` within a segment, `**` across segments, `?`, `[a-z]`.
 
@@ -170,9 +190,8 @@ def pattern(glob: str) -> re.Pattern[str]:
         elif glob[i] == "?":
             out.append(r"[^/]")
             i += 1
-        elif glob[i] == "[" and (end := glob.find("]", i + 2)) > 0:
-            body = glob[i + 1 : end].replace("\\", r"\\")
-            out.append("[^" + body[1:] + "]" if body[0] in "!^" else f"[{body}]")
+        elif glob[i] == "[" and (end := glob.find("]", i + 2 + (glob[i + 1 : i + 2] in _NOT))) > 0:
+            out.append(_character_class(glob[i + 1 : end]))
             i = end + 1
         else:
             out.append(re.escape(glob[i]))

@@ -118,8 +118,8 @@ def abstract(tree: Any) -> Any:
 
     Example:
         >>> import numpy as np
-        >>> abstract({"w": np.zeros((2, 3), np.float32), "step": 7})
-        {'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32), 'step': 7}
+        >>> abstract({"step": 7, "w": np.zeros((2, 3), np.float32)})
+        {'step': 7, 'w': ShapeDtypeStruct(shape=(2, 3), dtype=float32)}
     """
     parts = template(tree)
     return parts.build({path: _abstract_leaf(value) for path, value in parts.targets.items()})

@@ -23,7 +23,9 @@ def unflatten(root: Any) -> Any:
     has no factory; a namedtuple whose class is not imported becomes an equal
     `collections.namedtuple`; an nnx Module becomes its `nnx.State`, with
     Variables of their types if those are imported; any other node (TrainState,
-    dataclasses) becomes a dict of its fields. Use `unflatten_like` for the rest.
+    dataclasses) becomes a dict of its fields. Use `unflatten_like` for the rest,
+    and for nnx Modules above all: `nnx.update` with such a State would clear the
+    metadata of the Module's Variables, such as the tags of its PRNG streams.
 
     Arrays that were `jax.Array`s are put on the default device, uncommitted,
     save for 64-bit dtypes while `jax_enable_x64` is off: those stay NumPy, as

@@ -1,0 +1,2 @@
+from .manager import CheckpointManager as CheckpointManager
+from .options import CheckpointManagerOptions as CheckpointManagerOptions
