@@ -276,12 +276,12 @@ class Refs:
         found = {state.sequence for state in self._states(name)}
         return sorted(set(range(min(found), max(found))) - found) if found else []
 
-    def former(self, name: str, since: float) -> set[str]:
+    def former(self, name: str, since: float) -> frozenset[str]:
         """Commits that a ref pointed to at some time after `since`, or points to now."""
         states = self._states(name)
         replaced = [math.inf, *(state.time for state in states)]
         pairs = zip(states, replaced, strict=False)
-        return {state.commit for state, end in pairs if state.commit and end >= since}
+        return frozenset(state.commit for state, end in pairs if state.commit and end >= since)
 
     def forget(self, name: str, since: float) -> None:
         """Deletes from the log what was replaced before `since`."""

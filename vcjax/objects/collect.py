@@ -214,13 +214,9 @@ def sweep(
     objects.store.delete(
         manifest_key(digest) for digest in plan.manifests if digest not in live.manifests
     )
-<<<<<<< HEAD
-    history.forget()
-    objects.store.remove_leftovers(plan.leftovers)
-=======
     if plan.commits or plan.manifests:
         history.forget()
->>>>>>> main
+    objects.store.remove_leftovers(plan.leftovers)
     for key in plan.objects:
         if key not in live.objects:
             _delete_object(objects, key)

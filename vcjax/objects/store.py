@@ -66,7 +66,7 @@ def _array_errors(store: Store, key: str) -> Iterator[None]:
     """Turns TensorStore's errors about one array into ours."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
         text = str(error)
         if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
             raise StorageError(

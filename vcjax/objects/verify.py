@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import VcjaxError
-            kept = {} if commit.digest in pruned else manifest.leaves
-            for path, entry in kept.items():
-                place = (entry.digest, entry.packed, entry.is_inline)
-                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
+from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
+from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
 from vcjax.objects.store import ObjectStore
 from vcjax.tree import storage_dtype
 
@@ -98,16 +96,10 @@ def fsck(
         manifest = report.check(subject, lambda c=commit: history.manifest(c.manifest))
         if manifest is not None:
             _check_manifest(report, subject, commit, manifest)
-<<<<<<< HEAD
-            for path, entry in manifest.leaves.items():
-                place = (entry.digest, entry.packed, entry.is_inline)
-                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
-=======
             kept = {} if commit.digest in pruned else manifest.leaves
             for path, entry in kept.items():
-                if not entry.spec.is_value:
-                    entries.setdefault(entry.digest, (f"leaf {path!r} of {subject}", entry))
->>>>>>> main
+                place = (entry.digest, entry.packed, entry.is_inline)
+                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
     _check_leaves(report, objects, entries.values())
     return report
 
