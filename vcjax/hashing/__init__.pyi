@@ -3,10 +3,12 @@ from .digests import canonical_msgpack as canonical_msgpack
 from .digests import checksum as checksum
 from .digests import digest_bytes as digest_bytes
 from .digests import leaf_digest as leaf_digest
+from .digests import pack as pack
 from .digests import stored_value_digest as stored_value_digest
 from .digests import value_digest as value_digest
 from .grid import CHUNK_BYTES as CHUNK_BYTES
 from .grid import chunk_count as chunk_count
+from .grid import chunk_grid as chunk_grid
 from .grid import chunk_ranges as chunk_ranges
 from .grid import chunk_shape as chunk_shape
 from .host import digest_array as digest_array

@@ -34,7 +34,12 @@ def canonical_msgpack(value: Any) -> bytes:
     Shortest encodings, `bin` for bytes, float64, maps in ascending order of
     their UTF-8 keys. Strings may hold lone surrogates, as Python's do.
     """
-    return msgpack.packb(_sorted(value), use_bin_type=True, unicode_errors="surrogatepass")
+    return pack(_sorted(value))
+
+
+def pack(value: Any) -> bytes:
+    """`canonical_msgpack` of something whose maps are in order already, or that has none."""
+    return msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
 
 
 def _sorted(value: Any) -> Any:
@@ -70,7 +75,7 @@ def leaf_digest(
         digests: of the chunks in C order of the grid, 32 bytes each.
     """
     header = ["vcjax.leaf.1", dtype, list(shape), list(chunks), list(digests)]
-    return digest_bytes(canonical_msgpack(header))
+    return digest_bytes(pack(header))
 
 
 def value_digest(dtype: str, value: Any) -> bytes:
@@ -80,7 +85,7 @@ def value_digest(dtype: str, value: Any) -> bytes:
 
 def stored_value_digest(dtype: str, stored: Any) -> bytes:
     """Digest of a plain Python value in its stored form (`encode_value`)."""
-    return digest_bytes(canonical_msgpack(["vcjax.value.1", dtype, stored]))
+    return digest_bytes(pack(["vcjax.value.1", dtype, stored]))
 
 
 def encode_value(value: Any) -> Any:

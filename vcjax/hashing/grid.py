@@ -1,13 +1,15 @@
 """The chunk grid: how a leaf is cut, as a function of shape and item size alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import lru_cache
 
 CHUNK_BYTES = 4 * 1024 * 1024
 """The size that chunks aim at, in bytes. Rounding to whole rows keeps them below twice this."""
 
 
-def _cut_axis(shape: Sequence[int], itemsize: int) -> int:
+@lru_cache(maxsize=4096)
+def _cut_axis(shape: tuple[int, ...], itemsize: int) -> int:
     """The first axis of which one row fits in a chunk; it is the one that is cut."""
     for axis in range(len(shape)):
         if itemsize * math.prod(shape[axis + 1 :]) <= CHUNK_BYTES:
@@ -15,7 +17,8 @@ def _cut_axis(shape: Sequence[int], itemsize: int) -> int:
     return 0
 
 
-def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The shape of the chunks of a leaf.
 
     The first axis of which one row fits in `CHUNK_BYTES` is cut into
@@ -38,13 +41,18 @@ def chunk_shape(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
     return (1,) * axis + (rows,) + tuple(max(1, length) for length in shape[axis + 1 :])
 
 
-def chunk_count(shape: Sequence[int], itemsize: int) -> int:
+def chunk_count(shape: tuple[int, ...], itemsize: int) -> int:
     """How many chunks a leaf has: 0 for an empty leaf, 1 for a scalar."""
+    return math.prod(chunk_grid(shape, itemsize))
+
+
+def chunk_grid(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """How many chunks a leaf has along each axis."""
     pairs = zip(shape, chunk_shape(shape, itemsize), strict=True)
-    return math.prod(-(-length // part) for length, part in pairs)
+    return tuple(-(-length // part) for length, part in pairs)
 
 
-def chunk_ranges(shape: Sequence[int], itemsize: int) -> Iterator[tuple[int, int]]:
+def chunk_ranges(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
     """The byte ranges (start, stop) of the chunks, in C order of the grid."""
     total = itemsize * math.prod(shape)
     if total == 0:

@@ -6,15 +6,20 @@ from typing import Any
 import msgpack
 
 from vcjax.errors import CorruptionError, UnknownFormatError
-from vcjax.hashing import canonical_msgpack, checksum, digest_bytes
+from vcjax.hashing import checksum, digest_bytes, pack
 
 MAX_DEPTH = 128
 """How many levels a tree may be deep; MessagePack nests two per level."""
 
 
 def encode(kind: str, version: int, fields: dict[str, Any]) -> bytes:
-    """The bytes of an object of our own, tagged with its kind and format version."""
-    return canonical_msgpack({"format": f"vcjax.{kind}.{version}", **fields})
+    """The bytes of an object of our own, tagged with its kind and format version.
+
+    Args:
+        fields: maps must be in order already (`canonical_msgpack`), at every depth.
+    """
+    tagged = {"format": f"vcjax.{kind}.{version}", **fields}
+    return pack({key: tagged[key] for key in sorted(tagged)})
 
 
 def decode(kind: str, version: int, name: str, data: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from vcjax.errors import CorruptionError, TreeError, VcjaxError
-from vcjax.hashing import canonical_msgpack, chunk_count, digest_bytes
+from vcjax.hashing import chunk_count, digest_bytes, pack
 from vcjax.history import canonical
 from vcjax.tree import NODE_KINDS, Key, LeafSpec, Node, leaf_dict, storage_dtype
 
@@ -68,7 +68,7 @@ def _digests(root: Any, seen: dict[int, bytes]) -> tuple[bytes, dict[int, bytes]
         return bytes.fromhex(root.digest), seen
     children = [_digests(child, seen)[0] for child in root.children]
     header = ["vcjax.node.1", root.kind, root.name, [_encode_key(key) for key in root.keys]]
-    digest = digest_bytes(canonical_msgpack([*header, children]))
+    digest = digest_bytes(pack([*header, children]))
     seen[id(root)] = digest
     return digest, seen
 
@@ -122,12 +122,15 @@ class Manifest:
     def _encode(self, node: Any) -> dict[str, Any]:
         if not isinstance(node, Node):
             return _encode_entry(node)
-        fields: dict[str, Any] = {"kind": node.kind, "digest": self._node_digests[1][id(node)]}
-        if node.name:
-            fields["name"] = node.name
+        fields: dict[str, Any] = {  # keys in ascending order, as `pack` wants them
+            "children": [self._encode(child) for child in node.children],
+            "digest": self._node_digests[1][id(node)],
+        }
         if node.kind not in ("list", "tuple"):
             fields["keys"] = [_encode_key(key) for key in node.keys]
-        fields["children"] = [self._encode(child) for child in node.children]
+        fields["kind"] = node.kind
+        if node.name:
+            fields["name"] = node.name
         return fields
 
     @classmethod
@@ -181,21 +184,20 @@ def _decode_key(key: Any) -> Key:
 
 
 def _encode_entry(entry: LeafEntry) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "digest": bytes.fromhex(entry.digest),
-        "dtype": entry.spec.dtype,
-        "shape": list(entry.spec.shape),
-        "home": entry.spec.home,
-    }
-    if entry.spec.variable is not None:
-        fields["variable"] = entry.spec.variable
+    fields: dict[str, Any] = {}  # keys in ascending order, as `pack` wants them
     if entry.chunks:
         fields["chunks"] = b"".join(entry.chunks)
+    fields["digest"] = bytes.fromhex(entry.digest)
+    fields["dtype"] = entry.spec.dtype
+    fields["home"] = entry.spec.home
     if entry.is_inline:
         fields["inline"] = entry.inline
     if entry.packed is not None:
         place = entry.packed
         fields["pack"] = [bytes.fromhex(place.pack), place.offset, place.length]
+    fields["shape"] = list(entry.spec.shape)
+    if entry.spec.variable is not None:
+        fields["variable"] = entry.spec.variable
     return fields
 
 
@@ -215,9 +217,7 @@ def _decode(fields: Any, depth: int) -> Any:
 
 
 def _decode_entry(fields: dict[str, Any]) -> LeafEntry:
-    spec = LeafSpec(
-        fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable")
-    )
+    spec = LeafSpec(fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable"))
     packed = None
     if "pack" in fields:
         pack, offset, length = fields["pack"]

@@ -15,7 +15,7 @@ def _plain(value: Any) -> Any:
 
 
 def checked_metadata(value: Any, where: str = "metadata") -> Any:
-    """A copy of `value` that consists of JSON's types alone.
+    """A copy of `value` that consists of JSON's types alone, its keys sorted.
 
     Tuples become lists, NumPy and JAX scalars numbers.
 
@@ -36,7 +36,7 @@ def checked_metadata(value: Any, where: str = "metadata") -> Any:
                     f"{where} has the key {key!r}, which is not a string",
                     hint="metadata holds what JSON holds: string keys only",
                 )
-        return {key: checked_metadata(child, f"{where}[{key!r}]") for key, child in value.items()}
+        return {key: checked_metadata(value[key], f"{where}[{key!r}]") for key in sorted(value)}
     if isinstance(value, list | tuple):
         return [checked_metadata(child, f"{where}[{i}]") for i, child in enumerate(value)]
     raise VcjaxError(
@@ -60,7 +60,7 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
                 hint="metrics map names to scalars; other remarks belong in metadata=",
             )
         numbers[name] = float(number)
-    return numbers
+    return dict(sorted(numbers.items()))
 
 
 def lower_is_better(metric: str) -> bool:
@@ -74,7 +74,25 @@ def lower_is_better(metric: str) -> bool:
 
 
 _LOWER_IS_BETTER = frozenset(
-    "loss losses error err errors perplexity ppl nll mse rmse mae wer cer fid kl bpb bpc".split()
+    [
+        "loss",
+        "losses",
+        "error",
+        "err",
+        "errors",
+        "perplexity",
+        "ppl",
+        "nll",
+        "mse",
+        "rmse",
+        "mae",
+        "wer",
+        "cer",
+        "fid",
+        "kl",
+        "bpb",
+        "bpc",
+    ]
 )
 
 

@@ -1,13 +1,15 @@
 """Commits and manifests in a store: immutable, named by digest, cached."""
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 
 from vcjax.errors import MissingObjectError
 from vcjax.history.commit import Commit, commit_key
 from vcjax.history.manifest import Manifest, manifest_key
 from vcjax.storage import Store
+
+MANIFESTS_KEPT = 16
 
 _HINT = "run `vcjax fsck`; restore the object from a copy of the repository"
 
@@ -21,7 +23,7 @@ class History:
     def __init__(self, store: Store):
         self._store = store
         self._commits: dict[str, Commit] = {}
-        self.manifest = lru_cache(maxsize=16)(self._read_manifest)
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
 
     def commit(self, digest: str) -> Commit:
         """The commit with this digest.
@@ -37,12 +39,21 @@ class History:
             self._commits[digest] = Commit.decode(digest, data)
         return self._commits[digest]
 
-    def _read_manifest(self, digest: str) -> Manifest:
+    def manifest(self, digest: str) -> Manifest:
         """The manifest with this digest; raises as `commit` does."""
+        if digest in self._manifests:
+            self._manifests.move_to_end(digest)
+            return self._manifests[digest]
         data = self._store.read(manifest_key(digest))
         if data is None:
             raise MissingObjectError(f"manifest {digest[:8]} is gone", hint=_HINT)
-        return Manifest.decode(digest, data)
+        return self._keep(Manifest.decode(digest, data))
+
+    def _keep(self, manifest: Manifest) -> Manifest:
+        self._manifests[manifest.digest] = manifest
+        if len(self._manifests) > MANIFESTS_KEPT:
+            self._manifests.popitem(last=False)
+        return manifest
 
     def manifest_of(self, commit: Commit) -> Manifest:
         """The manifest of a commit; raises as `commit` does, naming the commit."""
@@ -52,7 +63,7 @@ class History:
         """Stores a manifest; gives it back with its digest."""
         digest, data = manifest.encode()
         self._store.write(manifest_key(digest), data)
-        return replace(manifest, digest=digest)
+        return self._keep(replace(manifest, digest=digest))
 
     def write_commit(self, commit: Commit) -> Commit:
         """Stores a commit; gives it back with its digest."""
@@ -77,7 +88,7 @@ class History:
     def forget(self) -> None:
         """Empties the caches, after objects were deleted."""
         self._commits.clear()
-        self.manifest.cache_clear()
+        self._manifests.clear()
 
 
 def _digests(keys: Iterable[str]) -> list[str]:

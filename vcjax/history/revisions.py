@@ -1,14 +1,14 @@
 """Revisions: the strings that name a commit anywhere a commit is asked for.
 
-    HEAD, @               the current commit
-    main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
-    ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
-    step:1200             the newest commit with that step in its metadata
-    best:accuracy         the commit with the best value of a metric;
-                          best:score:min or best:score:max says which end is good
-    latest                the newest commit of the current branch
-    REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
-    main@{1}              what main was before its last change
+HEAD, @               the current commit
+main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
+ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
+step:1200             the newest commit with that step in its metadata
+best:accuracy         the commit with the best value of a metric;
+                      best:score:min or best:score:max says which end is good
+latest                the newest commit of the current branch
+REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
+main@{1}              what main was before its last change
 """
 
 import difflib
@@ -49,7 +49,7 @@ class Resolver:
         """
         match = _REVISION.fullmatch(revision)
         if match is None:
-            raise RevisionError(f"no commit is called {revision!r}", hint=self._suggestion(revision))
+            raise self._unknown(revision)
         name, state, steps = match.groups()
         if state is not None:
             commit = self._earlier(name or "@", int(state), revision)
@@ -94,7 +94,7 @@ class Resolver:
                     f"{name!r} is the beginning of {len(found)} commits: {listed}",
                     hint="give more digits",
                 )
-        raise RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
+        raise self._unknown(name)
 
     def head_digest(self) -> str:
         """The digest of the current commit.
@@ -195,6 +195,9 @@ class Resolver:
             hint = f"metrics recorded here: {', '.join(known)}" if known else "none was recorded"
             raise RevisionError(f"no commit has the metric {metric!r}", hint=hint)
         return next(commit for commit in commits if commit.digest == best)
+
+    def _unknown(self, name: str) -> RevisionError:
+        return RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
 
     def _suggestion(self, name: str) -> str:
         shorts = [ref.short for ref in self.refs.under("refs/").values()]

@@ -112,9 +112,7 @@ def _without_absent(root: Any) -> Any:
     return Node(root.kind, tuple(k for k, _ in pairs), tuple(c for _, c in pairs), root.name)
 
 
-def plan_merge(
-    base: Any, ours: Any, theirs: Any, digest_of: Callable[[Any], str]
-) -> MergePlan:
+def plan_merge(base: Any, ours: Any, theirs: Any, digest_of: Callable[[Any], str]) -> MergePlan:
     """Plans the merge of two trees that come from a third.
 
     Args:
@@ -171,7 +169,10 @@ class _Planner:
         merged: list[tuple[Any, Any]] = []
         for key in keys:
             child = self.merge(
-                join(path, key[1]), before.get(key, ABSENT), mine.get(key, ABSENT), yours.get(key, ABSENT)
+                join(path, key[1]),
+                before.get(key, ABSENT),
+                mine.get(key, ABSENT),
+                yours.get(key, ABSENT),
             )
             if child is not ABSENT:
                 merged.append((key[1], child))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vcjax.errors import CorruptionError, MissingObjectError, StorageError
-from vcjax.hashing import LeafDigest, digest_array, digest_arrays
+from vcjax.hashing import LeafDigest, chunk_grid, digest_array, digest_arrays
 from vcjax.history import LeafEntry, Packed
 from vcjax.objects import arrays
 from vcjax.objects.arrays import ArrayHeader
@@ -26,7 +26,7 @@ PACKED_BYTES = 64 * 1024
 PACK_ALIGNMENT = 64
 """Leaves start at multiples of this in a pack, so that views of it are aligned for JAX."""
 
-IN_FLIGHT_BYTES = 256 * 1024 * 1024
+IN_FLIGHT_BYTES = 128 * 1024 * 1024
 """How many bytes may be on their way to or from the store at once."""
 
 RELY_SECONDS = 60.0
@@ -34,6 +34,10 @@ RELY_SECONDS = 60.0
 
 DELETION_SECONDS = 600.0
 """A deletion that takes longer than this was interrupted; a writer may take over."""
+
+
+_Flying = tuple[str, LeafEntry, str, np.ndarray, Any]
+"""Leaf path, entry, object key, buffer, and the future that fills it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,46 @@ def _array_errors(store: Store, key: str) -> Iterator[None]:
         ) from error
 
 
+class _ArrayWriter:
+    """Writes the chunks of many arrays, then their headers: a header is the commit point."""
+
+    def __init__(self, store: Store, compress: bool):
+        self._store = store
+        self._compress = compress
+        self._headers: list[tuple[str, bytes]] = []
+        self._flying: deque[tuple[str, StagedLeaf, Any]] = deque()
+        self._in_flight = 0
+
+    def write(self, key: str, leaf: StagedLeaf) -> None:
+        """Starts writing an array; waits while too many bytes are in flight."""
+        array, dtype = leaf.array, leaf.spec.dtype
+        header = arrays.new_header(dtype, array.shape, leaf.digest, self._compress)
+        while self._flying and self._in_flight + array.nbytes > IN_FLIGHT_BYTES:
+            self._land()
+        with _array_errors(self._store, key):
+            target = arrays.open_array(self._store, key, header.metadata).result()
+            view = arrays.stored_view(array, dtype)
+            future = target.write(view, can_reference_source_data_indefinitely=True)
+        self._flying.append((key, leaf, future))
+        self._in_flight += array.nbytes
+        self._headers.append((f"{key}/zarr.json", header.encode()))
+
+    def finish(self) -> None:
+        """Waits for all chunks and writes the headers."""
+        while self._flying:
+            self._land()
+        self._store.write_many(self._headers)
+
+    def _land(self) -> None:
+        key, leaf, future = self._flying.popleft()
+        with _array_errors(self._store, key):
+            future.result()
+        self._in_flight -= leaf.array.nbytes
+        grid = chunk_grid(leaf.array.shape, leaf.array.dtype.itemsize)
+        for index in np.ndindex(*grid[:-1]):  # every folder that chunks lie in
+            self._store.written("/".join([key, "c", *map(str, index), "0"]))
+
+
 class ObjectStore:
     """The leaf objects and packs of a repository.
 
@@ -101,29 +145,35 @@ class ObjectStore:
     # -- writing ---------------------------------------------------------------
 
     def write(
-        self, leaves: Sequence[StagedLeaf], known: Mapping[str, LeafEntry]
+        self, leaves: Iterable[StagedLeaf], known: Mapping[str, LeafEntry]
     ) -> list[LeafEntry]:
         """Stores the leaves that are new and says where each one is.
 
         Args:
-            leaves: what is to be stored; may hold equal ones.
+            leaves: what is to be stored; may hold equal ones. Drawn one by one, so
+                that leaves are digested while earlier ones are being written.
             known: {leaf digest: entry} of what is stored and referenced already.
 
         Returns:
             One entry per leaf, in order. Durable once the store was synced.
         """
-        unique = {leaf.digest.leaf.hex(): leaf for leaf in leaves}
-        fresh = {digest: leaf for digest, leaf in unique.items() if digest not in known}
-        places: dict[str, Packed] = {}
-        self._write_objects(
-            [leaf for leaf in fresh.values() if leaf.array.nbytes >= PACKED_BYTES]
-        )
-        small = [
-            leaf for leaf in fresh.values() if INLINE_BYTES < leaf.array.nbytes < PACKED_BYTES
-        ]
-        if small:
-            places = self._write_pack(small)
-        return [self._entry(leaf, known, places) for leaf in leaves]
+        staged: list[StagedLeaf] = []
+        small: dict[str, StagedLeaf] = {}
+        writer = _ArrayWriter(self.store, self.compress)
+        seen: set[str] = set()
+        for leaf in leaves:
+            staged.append(leaf)
+            digest = leaf.digest.leaf.hex()
+            if digest in known or digest in seen or leaf.array.nbytes <= INLINE_BYTES:
+                continue
+            seen.add(digest)
+            if leaf.array.nbytes < PACKED_BYTES:
+                small[digest] = leaf
+            elif not self._stored(leaf_key(digest)):
+                writer.write(leaf_key(digest), leaf)
+        places = self._write_pack(list(small.values()), writer) if small else {}
+        writer.finish()
+        return [self._entry(leaf, known, places) for leaf in staged]
 
     def _entry(
         self, leaf: StagedLeaf, known: Mapping[str, LeafEntry], places: Mapping[str, Packed]
@@ -136,15 +186,10 @@ class ObjectStore:
             return LeafEntry(leaf.spec, digest, (), leaf.array.tobytes(), None, True)
         return LeafEntry(leaf.spec, digest, chunks, packed=places.get(digest))
 
-    def _write_objects(self, leaves: Sequence[StagedLeaf]) -> None:
-        keys = [leaf_key(leaf.digest.leaf.hex()) for leaf in leaves]
-        headers = self.read_headers(keys)
-        items = []
-        for leaf, key, header in zip(leaves, keys, headers, strict=True):
-            if header is not None and self._rely_on(key, header):
-                continue
-            items.append((key, leaf))
-        self._write_arrays(items)
+    def _stored(self, key: str) -> bool:
+        """Whether an object exists; if so, it is marked as relied upon."""
+        [header] = self.read_headers([key])
+        return header is not None and self._rely_on(key, header)
 
     def _rely_on(self, key: str, header: ArrayHeader) -> bool:
         """Makes sure that an object that exists will not be collected before we refer to it.
@@ -170,34 +215,9 @@ class ObjectStore:
             else:
                 time.sleep(0.05)
 
-    def _write_arrays(self, items: Iterable[tuple[str, StagedLeaf]]) -> None:
-        """Writes the chunks of many arrays, then their headers: a header is the commit point."""
-        headers: list[tuple[str, bytes]] = []
-        flying: deque[tuple[str, int, Any]] = deque()
-        in_flight = 0
-        for key, leaf in items:
-            header = arrays.new_header(leaf.spec.dtype, leaf.array.shape, leaf.digest, self.compress)
-            while flying and in_flight + leaf.array.nbytes > IN_FLIGHT_BYTES:
-                in_flight -= self._land(flying)
-            with _array_errors(self.store, key):
-                target = arrays.open_array(self.store, key, header.metadata).result()
-                view = arrays.stored_view(leaf.array, leaf.spec.dtype)
-                future = target.write(view, can_reference_source_data_indefinitely=True)
-            flying.append((key, leaf.array.nbytes, future))
-            in_flight += leaf.array.nbytes
-            headers.append((f"{key}/zarr.json", header.encode()))
-        while flying:
-            self._land(flying)
-        self.store.write_many(headers)
-
-    def _land(self, flying: deque[tuple[str, int, Any]]) -> int:
-        key, nbytes, future = flying.popleft()
-        with _array_errors(self.store, key):
-            future.result()
-        self.store.written(f"{key}/c/0")
-        return nbytes
-
-    def _write_pack(self, leaves: Sequence[StagedLeaf]) -> dict[str, Packed]:
+    def _write_pack(
+        self, leaves: Sequence[StagedLeaf], writer: "_ArrayWriter"
+    ) -> dict[str, Packed]:
         offsets, end = [], 0
         for leaf in leaves:
             offsets.append(end)
@@ -209,7 +229,8 @@ class ObjectStore:
         digest = digest_array("uint8", buffer)
         pack = digest.leaf.hex()
         staged = StagedLeaf(LeafSpec("uint8", buffer.shape, "numpy"), digest, buffer)
-        self._write_arrays([(pack_key(pack), staged)])
+        if not self._stored(pack_key(pack)):
+            writer.write(pack_key(pack), staged)
         return {
             leaf.digest.leaf.hex(): Packed(pack, offset, leaf.array.nbytes)
             for leaf, offset in zip(leaves, offsets, strict=True)
@@ -284,7 +305,7 @@ class ObjectStore:
         self, items: Sequence[tuple[str, LeafEntry]]
     ) -> Iterator[tuple[str, LeafEntry, np.ndarray]]:
         keys = [leaf_key(entry.digest) for _, entry in items]
-        flying: deque[tuple[str, LeafEntry, str, Any]] = deque()
+        flying: deque[_Flying] = deque()
         in_flight = 0
         for (path, entry), key, header in zip(items, keys, self.read_headers(keys), strict=True):
             if header is None:
@@ -299,23 +320,22 @@ class ObjectStore:
                 yield self._arrived(flying)
             with _array_errors(self.store, key):
                 source = arrays.open_array(self.store, key, header.metadata).result()
-                flying.append((path, entry, key, source.read()))
+                buffer, future = arrays.read_into(source, entry.spec.shape, entry.spec.dtype)
+            flying.append((path, entry, key, buffer, future))
             in_flight += entry.nbytes
         while flying:
             yield self._arrived(flying)
 
-    def _arrived(
-        self, flying: deque[tuple[str, LeafEntry, str, Any]]
-    ) -> tuple[str, LeafEntry, np.ndarray]:
-        path, entry, key, future = flying.popleft()
+    def _arrived(self, flying: deque[_Flying]) -> tuple[str, LeafEntry, np.ndarray]:
+        path, entry, key, buffer, future = flying.popleft()
         try:
             with _array_errors(self.store, key):
-                array = future.result()
+                future.result()
         except CorruptionError as error:
             error.path = path
             error.message = f"leaf {path!r}: {error.message}"
             raise
-        return path, entry, arrays.canonical_view(array, entry.spec.dtype)
+        return path, entry, buffer
 
     def _fetch_pack(
         self, pack: str, members: Sequence[tuple[str, LeafEntry]]
@@ -342,12 +362,12 @@ class ObjectStore:
             start = _packed(span[0][1]).offset
             stop = max(_packed(entry).offset + _packed(entry).length for _, entry in span)
             with _array_errors(self.store, key):
-                buffer = source[start:stop].read().result()
+                buffer, future = arrays.read_into(source[start:stop], (stop - start,), "uint8")
+                future.result()
             for path, entry in span:
                 place = _packed(entry)
                 offset = place.offset - start
-                content = buffer[offset : offset + place.length]
-                yield path, entry, _from_bytes(bytearray(content), entry)
+                yield path, entry, _from_bytes(buffer[offset : offset + place.length], entry)
 
 
 def _packed(entry: LeafEntry) -> Packed:
@@ -361,7 +381,7 @@ def _place(entry: LeafEntry) -> str:
     return pack_key(entry.packed.pack) if entry.packed else leaf_key(entry.digest)
 
 
-def _from_bytes(data: bytearray, entry: LeafEntry) -> np.ndarray:
+def _from_bytes(data: bytearray | np.ndarray, entry: LeafEntry) -> np.ndarray:
     return np.frombuffer(data, storage_dtype(entry.spec.dtype)).reshape(entry.spec.shape)
 
 

@@ -70,9 +70,7 @@ class FsckReport:
             return None
 
 
-def fsck(
-    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
-) -> FsckReport:
+def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore) -> FsckReport:
     """Checks everything that any ref or logged state leads to, reading all data.
 
     The data of pruned commits need not be there. Objects that nothing leads to are
@@ -143,9 +141,7 @@ def _check_commits(report: FsckReport, history: History, tips: Iterable[str]) ->
     return list(commits.values())
 
 
-def _check_manifest(
-    report: FsckReport, subject: str, commit: Commit, manifest: Manifest
-) -> None:
+def _check_manifest(report: FsckReport, subject: str, commit: Commit, manifest: Manifest) -> None:
     if manifest.tree_digest != commit.tree:
         report.problems.append(Problem(subject, "its manifest is of a different tree"))
     if manifest.encode()[0] != manifest.digest:

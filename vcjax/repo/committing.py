@@ -88,10 +88,10 @@ def stage(root: Any, objects: ObjectStore, known: Mapping[str, LeafEntry]) -> Ma
         if not leaf.spec.is_value
     }
     digests = hashing.digest_arrays((spec.dtype, array) for spec, array in arrays.values())
-    staged = [
+    staged = (
         StagedLeaf(spec, digest, array)
         for (spec, array), digest in zip(arrays.values(), digests, strict=True)
-    ]
+    )
     entries = dict(zip(arrays, objects.write(staged, known), strict=True))
 
     def entry(path: str, leaf: Any) -> LeafEntry:
@@ -161,11 +161,10 @@ class Committer:
     def _rebased(self, change: Change, base: Base, ref: Ref | None) -> Change:
         if ref is None:
             return change
-        head = self._history.manifest_of(self._history.commit(ref.commit))
-        before = base.manifest
-        unmoved = ref.commit == base.commit
-        if unmoved and before is not None and before.tree_digest == head.tree_digest:
+        tip, before = self._history.commit(ref.commit), base.manifest
+        if ref.commit == base.commit and before is not None and before.tree_digest == tip.tree:
             return change
+        head = self._history.manifest_of(tip)
         plan = merging.plan_merge(
             merging.ABSENT if before is None else before.root,
             change.manifest.root,

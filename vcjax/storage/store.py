@@ -15,7 +15,6 @@ import tensorstore as ts
 from vcjax.errors import StorageError
 from vcjax.storage.urls import Location, parse_url
 
-
 LOCK_NAME = ".lock"
 """The file that serialises `compare_and_set` in a folder."""
 
@@ -261,10 +260,9 @@ class Store:
             return
         with self._lock:
             folders = self._unsynced - self._durable_folders
-        for name in sorted(folders, key=lambda name: name.count("/")):
-            with _storage_errors("sync", self.url, name):
-                _fsync_folder((root / name).parent if name != "." else root)
-                _fsync_folder(root / name)
+        for parent in sorted({(root / name).parent for name in folders if name != "."}):
+            with _storage_errors("sync", self.url, str(parent)):
+                _fsync_folder(parent)
         with self._lock:
             self._unsynced -= folders
             self._durable_folders |= folders

@@ -8,6 +8,7 @@ sign-extends what it makes itself, JAX hands out zero-extended bytes, and both
 ignore the upper bits when reading, so those bits must not reach a digest.)
 """
 
+import functools
 import re
 
 import ml_dtypes
@@ -71,6 +72,7 @@ def itemsize(name: str) -> int:
     return storage_dtype(name).itemsize
 
 
+@functools.cache  # `np.dtype.name` is computed anew each time, 5 µs
 def dtype_name(dtype: np.dtype) -> str:
     """The name under which arrays of `dtype` (of either byte order) are stored.
 
@@ -110,6 +112,11 @@ def rank(name: str) -> int:
     return _RANKS[re.split(r"\d", name, maxsplit=1)[0]]
 
 
+def is_inexact(name: str) -> bool:
+    """Whether this is a dtype of floating point or complex numbers."""
+    return key_impl(name) is None and rank(name) >= 2
+
+
 def normalise(array: np.ndarray) -> np.ndarray:
     """The same values, each in the one byte pattern that stands for it.
 
@@ -122,7 +129,7 @@ def normalise(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.bool_:
         raw = array.view(np.uint8)
         return array if raw.max(initial=0) <= 1 else (raw != 0)
-    match = _SUB_BYTE.match(array.dtype.name)
+    match = _SUB_BYTE.match(dtype_name(array.dtype))
     if match is None:
         return array
     bits = int(match[2])

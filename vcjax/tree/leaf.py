@@ -102,11 +102,11 @@ def _refuse(value: Any, path: str) -> None:
 
 def _problem(value: Any) -> tuple[str, str] | None:
     """What `value` is and what to do about it, or None if its data can be read."""
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, jax.core.Tracer):
         return "a tracer: it has no value yet", "commit outside of jax.jit, grad and vmap"
     if isinstance(value, jax.Array):
         return _array_problem(value)
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, jax.ShapeDtypeStruct):
         return (
             "a jax.ShapeDtypeStruct, which has no data",
