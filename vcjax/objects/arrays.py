@@ -10,7 +10,7 @@ import numpy as np
 import tensorstore as ts
 
 from vcjax.errors import CorruptionError, UnknownFormatError
-from vcjax.hashing import LeafDigest, chunk_shape
+from vcjax.hashing import LeafDigest, checksum, chunk_shape
 from vcjax.storage import Store
 from vcjax.tree import storage_dtype
 
@@ -93,6 +93,7 @@ class ArrayHeader:
             attributes["relied"] = self.relied
         if self.deleting:
             attributes["deleting"] = True
+        attributes["check"] = checksum(self.metadata | attributes)
         return json.dumps({**self.metadata, "attributes": {ATTRIBUTE: attributes}}).encode()
 
     @classmethod
@@ -100,12 +101,14 @@ class ArrayHeader:
         """The header in a stored `zarr.json`.
 
         Raises:
-            CorruptionError: it cannot be parsed.
+            CorruptionError: it cannot be parsed, or lacks its checksum.
             UnknownFormatError: an update that this version does not know.
         """
         try:
             metadata = json.loads(data)
             attributes = metadata.pop("attributes")[ATTRIBUTE]
+            if attributes["check"] != checksum(metadata | attributes):
+                raise ValueError("it does not have its checksum")
             header = cls(
                 metadata=metadata,
                 digest=attributes["digest"],
@@ -116,7 +119,7 @@ class ArrayHeader:
                 update=attributes["update"],
                 deleting=attributes.get("deleting", False),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
                 f"{key}/zarr.json is damaged ({error!r})",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",

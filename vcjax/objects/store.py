@@ -70,7 +70,7 @@ def _array_errors(store: Store, key: str) -> Iterator[None]:
     """Turns TensorStore's errors about one array into ours."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
         text = str(error)
         if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
             raise StorageError(
@@ -229,7 +229,8 @@ class ObjectStore:
         digest = digest_array("uint8", buffer)
         pack = digest.leaf.hex()
         staged = StagedLeaf(LeafSpec("uint8", buffer.shape, "numpy"), digest, buffer)
-        writer.write(pack_key(pack), staged)
+        if not self._stored(pack_key(pack)):
+            writer.write(pack_key(pack), staged)
         return {
             leaf.digest.leaf.hex(): Packed(pack, offset, leaf.array.nbytes)
             for leaf, offset in zip(leaves, offsets, strict=True)

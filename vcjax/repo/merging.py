@@ -27,7 +27,7 @@ from vcjax.repo.restoring import read_leaves
 class _Undecided:
     """What stands for the base where several bases disagree: equal to nothing."""
 
-    digest: str = "undecided"
+    digest: str = ""  # which no stored leaf has
     spec: Any = None
 
 
@@ -245,7 +245,21 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
             if tree.pattern(glob).match(path):
                 chosen[path] = getattr(decision, side)
                 break
+    undecided = [path for path, node in chosen.items() if _is_undecided(node)]
+    if undecided:
+        raise MergeError(
+            f"there is no base to take for {', '.join(undecided)}",
+            hint="take 'ours' or 'theirs': the histories have no common ancestor, "
+            "or several that disagree",
+        )
     return chosen
+
+
+def _is_undecided(node: Any) -> bool:
+    """Whether the bases disagree on a node, or on something below it."""
+    if isinstance(node, tree.Node):
+        return any(_is_undecided(child) for child in node.children)
+    return isinstance(node, _Undecided)
 
 
 def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) -> None:
