@@ -106,14 +106,18 @@ def _norm(tops: np.ndarray, sums: np.ndarray) -> float:
 def _combine(
     elements: int, difference: Any, old: Any, new: Any, dots: Any, *counts: Any
 ) -> dict[str, float]:
-    pairs = [(np.asarray(t, np.float64), np.asarray(s, np.float64)) for t, s in (difference, old, new)]
+    pairs = [
+        (np.asarray(t, np.float64), np.asarray(s, np.float64)) for t, s in (difference, old, new)
+    ]
     l2, norm_old, norm_new = (_norm(*pair) for pair in pairs)
     changed, flips, nonfinite_old, nonfinite_new = (int(np.sum(np.asarray(c))) for c in counts)
     return {
         "l2": l2,
         "relative_l2": l2 / norm_old if norm_old else (math.inf if l2 else 0.0),
         "max_abs": float(np.max(pairs[0][0])),
-        "cosine": _cosine(pairs[1][0], pairs[2][0], np.asarray(dots, np.float64), norm_old, norm_new),
+        "cosine": _cosine(
+            pairs[1][0], pairs[2][0], np.asarray(dots, np.float64), norm_old, norm_new
+        ),
         "norm_old": norm_old,
         "norm_new": norm_new,
         "fraction_changed": changed / elements,

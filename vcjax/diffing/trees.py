@@ -61,9 +61,7 @@ def _digested(root: Any) -> Any:
     return map_leaves(payload, root)
 
 
-def with_statistics(
-    changes: TreeDiff, old: Mapping[str, Any], new: Mapping[str, Any]
-) -> TreeDiff:
+def with_statistics(changes: TreeDiff, old: Mapping[str, Any], new: Mapping[str, Any]) -> TreeDiff:
     """A diff with figures for the leaves whose contents are given.
 
     Args:

@@ -1,8 +1,10 @@
 from .digests import LeafDigest as LeafDigest
 from .digests import canonical_msgpack as canonical_msgpack
+from .digests import checksum as checksum
 from .digests import digest_bytes as digest_bytes
 from .digests import leaf_digest as leaf_digest
 from .digests import pack as pack
+from .digests import stored_value_digest as stored_value_digest
 from .digests import value_digest as value_digest
 from .grid import CHUNK_BYTES as CHUNK_BYTES
 from .grid import chunk_count as chunk_count

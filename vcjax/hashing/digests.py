@@ -1,6 +1,6 @@
 """BLAKE3-256 digests of chunks, leaves and values (docs/format.md, "Identity")."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import blake3
 import msgpack
 
 DIGEST_BYTES = 32
+
+_PACKER: Callable[..., Any] = msgpack.packb  # its stub says that it may give None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ def canonical_msgpack(value: Any) -> bytes:
 
 def pack(value: Any) -> bytes:
     """`canonical_msgpack` of something whose maps are in order already, or that has none."""
-    return msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return _PACKER(value, use_bin_type=True, unicode_errors="surrogatepass")
 
 
 def _sorted(value: Any) -> Any:
@@ -49,6 +51,18 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_sorted(child) for child in value]
     return value
+
+
+def checksum(body: Mapping[str, Any]) -> str:
+    """Checksum of a JSON object that no digest names: refs, `HEAD`, headers, settings.
+
+    It stands in the object itself, as its member "check", which does not count.
+
+    Args:
+        body: what JSON can hold, integers of at most 64 bits.
+    """
+    rest = {key: value for key, value in body.items() if key != "check"}
+    return digest_bytes(canonical_msgpack(["vcjax.check.1", rest])).hex()[:16]
 
 
 def leaf_digest(
@@ -67,25 +81,47 @@ def leaf_digest(
 
 
 def value_digest(dtype: str, value: Any) -> bytes:
-    """Digest of a plain Python value, in its stored form (`encode_value`)."""
-    return digest_bytes(pack(["vcjax.value.1", dtype, encode_value(value)]))
+    """Digest of a plain Python value."""
+    return stored_value_digest(dtype, encode_value(value))
+
+
+def stored_value_digest(dtype: str, stored: Any) -> bytes:
+    """Digest of a plain Python value in its stored form (`encode_value`)."""
+    return digest_bytes(pack(["vcjax.value.1", dtype, stored]))
 
 
 def encode_value(value: Any) -> Any:
-    """A Python value as MessagePack holds it: big ints as decimal text, complex as a pair."""
+    """A Python value as MessagePack holds it: ints as hexadecimal text, complex as a pair.
+
+    Ints of any size have to fit, and Python converts them to decimal text only
+    up to 4,300 digits.
+    """
     if isinstance(value, bool | str | bytes):
         return value
     if isinstance(value, int):
-        return str(value)
+        return format(value, "x")
     if isinstance(value, complex):
         return [value.real, value.imag]
     return value
 
 
 def decode_value(dtype: str, stored: Any) -> Any:
-    """The Python value that `encode_value` stored."""
-    if dtype == "int":
-        return int(stored)
-    if dtype == "complex":
-        return complex(*stored)
-    return stored
+    """The Python value that `encode_value` stored.
+
+    Raises:
+        ValueError: it is in no such form.
+    """
+    kind, decode = _VALUES.get(dtype, (type(None), None))
+    if decode is None or type(stored) is not kind:
+        raise ValueError(f"{type(stored).__name__} is not how a {dtype!r} is stored")
+    return decode(stored)
+
+
+_VALUES: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "bool": (bool, bool),
+    "int": (str, lambda stored: int(stored, 16)),
+    "float": (float, float),
+    "complex": (list, lambda stored: complex(*map(float, stored))),
+    "str": (str, str),
+    "bytes": (bytes, bytes),
+}

@@ -23,7 +23,7 @@ def hashing_pool() -> ThreadPoolExecutor:
 
 
 def _bytes_view(array: np.ndarray) -> memoryview:
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _digest_range(view: memoryview, start: int, stop: int) -> bytes:

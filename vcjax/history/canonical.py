@@ -1,11 +1,12 @@
 """Canonical MessagePack in and out, with strict limits on what is read."""
 
+import json
 from typing import Any
 
 import msgpack
 
 from vcjax.errors import CorruptionError, UnknownFormatError
-from vcjax.hashing import digest_bytes, pack
+from vcjax.hashing import checksum, digest_bytes, pack
 
 MAX_DEPTH = 128
 """How many levels a tree may be deep; MessagePack nests two per level."""
@@ -53,3 +54,29 @@ def decode(kind: str, version: int, name: str, data: bytes) -> dict[str, Any]:
             hint="upgrade vcjax",
         )
     raise CorruptionError(f"{kind} {name[:8]} is not a {kind}")
+
+
+def encode_record(body: dict[str, Any]) -> bytes:
+    """The bytes of a record that no digest names: one line of JSON with a checksum."""
+    return json.dumps({**body, "check": checksum(body)}, sort_keys=True).encode() + b"\n"
+
+
+def decode_record(key: str, data: bytes, hint: str) -> dict[str, Any]:
+    """The members of a record that `encode_record` made.
+
+    Args:
+        key: where it is stored.
+        data: its bytes.
+        hint: what to do if it is damaged.
+
+    Raises:
+        CorruptionError: it cannot be parsed, or lacks its checksum.
+    """
+    cause: Exception | None = None
+    try:
+        body = json.loads(data)
+        if body["check"] == checksum(body):
+            return body
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        cause = error
+    raise CorruptionError(f"{key} is damaged or missing", hint=hint) from cause

@@ -11,6 +11,22 @@ from vcjax.history import canonical
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_TYPES: dict[str, Any] = {
+    "manifest": bytes,
+    "tree": bytes,
+    "parents": list,
+    "author": str,
+    "time": int,
+    "message": str,
+    "metadata": dict,
+    "metrics": dict,
+    "provenance": dict | None,
+    "generation": int,
+    "leaves": int,
+    "nbytes": int,
+}
+
+
 def commit_key(digest: str) -> str:
     """Where the commit with this digest is stored."""
     return f"commits/{digest[:2]}/{digest}.msgpack"
@@ -94,6 +110,9 @@ class Commit:
             CorruptionError: they do not have this digest, or hold no commit.
         """
         fields = canonical.decode("commit", 1, digest, data)
+        wrong = [name for name, kind in _TYPES.items() if not isinstance(fields.get(name), kind)]
+        if wrong:
+            raise CorruptionError(f"commit {digest[:8]} lacks or garbles {', '.join(wrong)}")
         try:
             return cls(
                 manifest=fields["manifest"].hex(),

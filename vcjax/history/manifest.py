@@ -146,7 +146,7 @@ class Manifest:
         except VcjaxError as error:
             error.message = f"manifest {digest[:8]}: {error.message}"
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CorruptionError(f"manifest {digest[:8]} lacks or garbles {error!r}") from error
 
 
@@ -217,9 +217,7 @@ def _decode(fields: Any, depth: int) -> Any:
 
 
 def _decode_entry(fields: dict[str, Any]) -> LeafEntry:
-    spec = LeafSpec(
-        fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable")
-    )
+    spec = LeafSpec(fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable"))
     packed = None
     if "pack" in fields:
         pack, offset, length = fields["pack"]
@@ -248,6 +246,10 @@ def _check_entry(entry: LeafEntry) -> None:
             f"leaf {entry.digest[:8]} claims to be {spec} but has {len(entry.chunks)} chunk digests"
         )
     held = entry.packed.length if entry.packed else entry.nbytes
+    if entry.packed and (not isinstance(entry.packed.offset, int) or entry.packed.offset < 0):
+        raise CorruptionError(f"leaf {entry.digest[:8]} claims to lie at {entry.packed.offset!r}")
+    if entry.is_inline and not isinstance(entry.inline, bytes):
+        raise CorruptionError(f"leaf {entry.digest[:8]} holds a {type(entry.inline).__name__}")
     if entry.is_inline:
         held = len(entry.inline)
     if held != entry.nbytes:

@@ -74,7 +74,25 @@ def lower_is_better(metric: str) -> bool:
 
 
 _LOWER_IS_BETTER = frozenset(
-    "loss losses error err errors perplexity ppl nll mse rmse mae wer cer fid kl bpb bpc".split()
+    [
+        "loss",
+        "losses",
+        "error",
+        "err",
+        "errors",
+        "perplexity",
+        "ppl",
+        "nll",
+        "mse",
+        "rmse",
+        "mae",
+        "wer",
+        "cer",
+        "fid",
+        "kl",
+        "bpb",
+        "bpc",
+    ]
 )
 
 

@@ -1,11 +1,10 @@
 """Pruned commits: a retention policy let their data go; commit and manifest stay."""
 
-import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcjax.errors import CorruptionError
+from vcjax.history import canonical
 from vcjax.storage import Store
 
 PREFIX = "pruned/"
@@ -36,7 +35,7 @@ class Prunings:
 
     def mark(self, commits: Iterable[str], policy: str) -> None:
         """Lets the data of some commits go."""
-        body = json.dumps({"policy": policy, "time": time.time()}, sort_keys=True).encode() + b"\n"
+        body = canonical.encode_record({"policy": policy, "time": time.time()})
         self._store.write_many((PREFIX + digest, body) for digest in commits)
         self._store.sync()
 
@@ -49,11 +48,9 @@ class Prunings:
         data = self._store.read(PREFIX + commit)
         if data is None:
             return None
-        try:
-            body = json.loads(data)
-            return Pruning(body["policy"], body["time"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptionError(f"{PREFIX}{commit} is damaged: {error!r}") from error
+        hint = "delete it if the data of the commit are wanted, or prune the commit again"
+        body = canonical.decode_record(PREFIX + commit, data, hint)
+        return Pruning(body["policy"], body["time"])
 
     def all(self) -> frozenset[str]:
         """Digests of all pruned commits."""

@@ -1,19 +1,24 @@
 """Refs: names for commits, changed only by compare-and-set, with a log of every change."""
 
 import difflib
-import json
+import math
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vcjax.errors import CorruptionError, RefError
+from vcjax.history import canonical
 from vcjax.storage import Store, Versioned
 
 HEADS, TAGS, REMOTES, ALIASES = "refs/heads/", "refs/tags/", "refs/remotes/", "aliases/"
 HEAD = "HEAD"
 KINDS = {HEADS: "branch", TAGS: "tag", REMOTES: "remote branch", ALIASES: "alias"}
+
+MAX_NAME_BYTES = 200
+"""File systems allow 255 for a file name; the log appends 18 and TensorStore's lock files 7."""
 
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\]\\@]|\.\.|//|^[/\-.]|/[\-.]|[/.]$|\.lock(/|$)")
 
@@ -30,6 +35,9 @@ class Ref:
         reason: which operation set it, for example "commit: first try".
         restores: the sequence number that an `undo` went back to.
         nonce: makes every state unique, so that a lost response is told from a lost race.
+
+    The log also holds one state without a commit (`commit == ""`) for every time
+    that the ref was deleted.
     """
 
     name: str
@@ -59,7 +67,7 @@ class Ref:
         }
         if self.restores is not None:
             body["restores"] = self.restores
-        return json.dumps(body, sort_keys=True).encode() + b"\n"
+        return canonical.encode_record(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +84,22 @@ def check_name(name: str) -> str:
     Raises:
         RefError: it is not.
     """
-    if not name or _FORBIDDEN.search(name) or name in ("HEAD", "@") or len(name) > 200:
+    if not is_name(name):
         raise RefError(
             f"{name!r} is not a valid name for a branch or tag",
             hint="use letters, digits, `-`, `_`, `.` and `/`; not at the beginning or end",
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether `check_name` accepts a name."""
+    if not name or _FORBIDDEN.search(name) or name in ("HEAD", "@"):
+        return False
+    try:
+        return len(name.encode()) <= MAX_NAME_BYTES
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 class Refs:
@@ -136,12 +154,12 @@ class Refs:
             return None
         if current is None:
             self._refuse_nesting(name)
-            past = self.log(name)
+            past = self._states(name)
             sequence = past[0].sequence + 1 if past else 1
         else:
             sequence = current.sequence + 1
             self._keep(current)
-        nonce = secrets.token_hex(8)
+        nonce = _nonce()
         ref = Ref(name, commit, sequence, time.time(), reason, restores, nonce)
         if self._store.compare_and_set(name, ref.encode(), versioned):
             return ref
@@ -155,6 +173,11 @@ class Refs:
         if current is None or current.nonce != expected.nonce:
             return False
         self._keep(current)
+        # Never overwrites: if somebody has gone on from `current`, the log has that state.
+        gone = Ref(name, "", current.sequence + 1, time.time(), "delete", None, _nonce())
+        absent = self._store.read_versioned(_log_key(gone))
+        if absent.value is None:
+            self._store.compare_and_set(_log_key(gone), gone.encode(), absent)
         return self._store.compare_and_set(name, None, versioned)
 
     def require(self, name: str) -> Ref:
@@ -207,19 +230,24 @@ class Refs:
             The new state; None if there was none before and the ref is gone.
 
         Raises:
-            RefError: there is no such ref, or somebody was faster.
+            RefError: there is no such ref, its log does not go back that far, or
+                somebody was faster.
         """
         current = self.require(name)
-        states = {state.sequence: state for state in self.log(name)}
-        undone = states[current.restores or current.sequence]
+        states = {state.sequence: state for state in self._states(name)}
+        undone = current
         while undone.restores is not None:
-            undone = states[undone.restores]
-        before = states.get(undone.sequence - 1)
-        if before is None:
-            self.remove(name)
-            return None
-        reason = f"undo: {undone.reason}"
-        return self._won(name, self.set(name, before.commit, reason, current, before.sequence))
+            undone = _logged(states, name, undone.restores)
+        if undone.sequence > 1:
+            before = _logged(states, name, undone.sequence - 1)
+            if before.commit:
+                reason = f"undo: {undone.reason}"
+                return self._won(
+                    name, self.set(name, before.commit, reason, current, before.sequence)
+                )
+        if not self.delete(name, current):
+            self._won(name, None)
+        return None
 
     @staticmethod
     def _won(name: str, ref: Ref | None) -> Ref:
@@ -229,13 +257,37 @@ class Refs:
 
     def log(self, name: str) -> list[Ref]:
         """All states that a ref has had, newest first, the present one included."""
+        return [state for state in self._states(name) if state.commit]
+
+    def _states(self, name: str) -> list[Ref]:
+        """`log`, and among it a state without a commit for every deletion."""
         keys = self._store.keys(f"log/{name}@")
         values = self._store.read_many(keys)
-        states = [_decode(name, value) for value in values if value is not None]
+        pairs = zip(keys, values, strict=True)
+        states = [_decode(name, value, key) for key, value in pairs if value is not None]
         current = self.get(name)
-        if current is not None and all(state.sequence != current.sequence for state in states):
+        if current is not None:  # a change that was not carried through may have logged more
+            states = [state for state in states if state.sequence < current.sequence]
             states.append(current)
         return sorted(states, key=lambda state: -state.sequence)
+
+    def gaps(self, name: str) -> list[int]:
+        """Sequence numbers that the log of a ref should have and has not."""
+        found = {state.sequence for state in self._states(name)}
+        return sorted(set(range(min(found), max(found))) - found) if found else []
+
+    def former(self, name: str, since: float) -> frozenset[str]:
+        """Commits that a ref pointed to at some time after `since`, or points to now."""
+        states = self._states(name)
+        replaced = [math.inf, *(state.time for state in states)]
+        pairs = zip(states, replaced, strict=False)
+        return frozenset(state.commit for state, end in pairs if state.commit and end >= since)
+
+    def forget(self, name: str, since: float) -> None:
+        """Deletes from the log what was replaced before `since`."""
+        states = self._states(name)
+        pairs = zip(states[1:], states, strict=False)
+        self._store.delete(_log_key(old) for old, new in pairs if new.time < since)
 
     def _keep(self, ref: Ref) -> None:
         """Logs a state that is about to be replaced.
@@ -243,10 +295,11 @@ class Refs:
         Writing it before the change, and with content that does not depend on
         who writes it, means that no crash and no race can lose a state.
         """
-        self._store.write(f"log/{ref.name}@{ref.sequence:012d}.json", ref.encode())
+        self._store.write(_log_key(ref), ref.encode())
 
     def _refuse_nesting(self, name: str) -> None:
         """A folder cannot hold both `a` and `a/b`; neither may any other store."""
+        self._store.remove_empty_folders(name)  # of refs below it that were deleted
         parts = name.split("/")
         parents = ["/".join(parts[:i]) for i in range(3, len(parts))]
         below = self._store.keys(f"{name}/")
@@ -268,33 +321,46 @@ class Refs:
             return Head(body["ref"][len(HEADS) :])
         if isinstance(body.get("commit"), str):
             return Head(None, body["commit"])
-        raise CorruptionError(
-            "HEAD is missing or garbled", hint="`vcjax switch BRANCH` writes it anew"
-        )
+        raise CorruptionError("HEAD is garbled", hint="`vcjax switch BRANCH` writes it anew")
 
     def set_head(self, head: Head) -> None:
         """Points `HEAD` to a branch or commit; the last writer wins."""
         body = {"ref": HEADS + head.branch} if head.branch else {"commit": head.commit}
-        data = json.dumps({**body, "nonce": secrets.token_hex(8)}, sort_keys=True).encode() + b"\n"
+        data = canonical.encode_record({**body, "nonce": _nonce()})
         while not self._store.compare_and_set(HEAD, data, self._store.read_versioned(HEAD)):
             if self._store.read(HEAD) == data:
                 return
 
 
-def _json(name: str, value: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(value)
-    except ValueError as error:
-        raise CorruptionError(
-            f"{name} is damaged", hint="run `vcjax fsck`; `log/` holds its earlier states"
-        ) from error
-    return body if isinstance(body, dict) else {}
+def _nonce() -> str:
+    return secrets.token_hex(8)
 
 
-def _decode(name: str, value: bytes) -> Ref:
-    body = _json(name, value)
+def _log_key(ref: Ref) -> str:
+    return f"log/{ref.name}@{ref.sequence:012d}.json"
+
+
+def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
+    """A state of a ref that has to be in its log to undo further."""
+    if sequence not in states:
+        raise RefError(
+            f"the log of {name} lacks its state {sequence}, so it cannot be undone further",
+            hint="it was lost or has expired; `vcjax branch --force NAME REV` moves a branch",
+        )
+    return states[sequence]
+
+
+def _json(key: str, value: bytes) -> dict[str, Any]:
+    hint = "run `vcjax fsck`; `log/` holds its earlier states"
+    if key == HEAD:
+        hint = "`vcjax switch BRANCH` writes it anew"
+    return canonical.decode_record(key, value, hint)
+
+
+def _decode(name: str, value: bytes, key: str | None = None) -> Ref:
+    body = _json(key or name, value)
     try:
-        return Ref(
+        ref = Ref(
             name,
             body["commit"],
             body["sequence"],
@@ -304,6 +370,7 @@ def _decode(name: str, value: bytes) -> Ref:
             body["nonce"],
         )
     except KeyError as error:
-        raise CorruptionError(
-            f"{name} lacks {error}", hint="run `vcjax fsck`; `log/` holds its earlier states"
-        ) from error
+        raise CorruptionError(f"{key or name} lacks {error}") from error
+    if key is not None and key != _log_key(ref):
+        raise CorruptionError(f"{key} holds another state, number {ref.sequence}")
+    return ref

@@ -1,14 +1,14 @@
 """Revisions: the strings that name a commit anywhere a commit is asked for.
 
-    HEAD, @               the current commit
-    main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
-    ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
-    step:1200             the newest commit with that step in its metadata
-    best:accuracy         the commit with the best value of a metric;
-                          best:score:min or best:score:max says which end is good
-    latest                the newest commit of the current branch
-    REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
-    main@{1}              what main was before its last change
+HEAD, @               the current commit
+main, heads/main      a branch; likewise tags, aliases, remote-tracking branches
+ab12cd34              a commit by its digest or a unique prefix of 4 or more digits
+step:1200             the newest commit with that step in its metadata
+best:accuracy         the commit with the best value of a metric;
+                      best:score:min or best:score:max says which end is good
+latest                the newest commit of the current branch
+REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
+main@{1}              what main was before its last change
 """
 
 import difflib
@@ -20,9 +20,10 @@ from vcjax.errors import RevisionError
 from vcjax.history import ancestry
 from vcjax.history.commit import Commit
 from vcjax.history.metadata import best_value, lower_is_better
-from vcjax.history.refs import ALIASES, HEADS, REMOTES, TAGS, Refs
+from vcjax.history.refs import ALIASES, HEADS, REMOTES, TAGS, Refs, is_name
 
-_SUFFIX = re.compile(r"(~\d*|\^\d*|@\{\d+\})$")
+_REVISION = re.compile(r"(.*?)(?:@\{([0-9]{1,18})\})?((?:[~^][0-9]{0,18})*)", re.S)
+_STEP = re.compile(r"([~^])([0-9]*)")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 
 
@@ -46,18 +47,21 @@ class Resolver:
         Raises:
             RevisionError: it names none, or more than one.
         """
-        match = _SUFFIX.search(revision)
+        match = _REVISION.fullmatch(revision)
         if match is None:
-            return self._base(revision)
-        stem, suffix = revision[: match.start()], match.group()
-        if suffix.startswith("@"):
-            return self._earlier(stem or HEADS_OF_HEAD, int(suffix[2:-1]), revision)
-        commit = self.resolve(stem)
-        count = int(suffix[1:] or 1)
-        if suffix[0] == "^":
-            return self._parent(commit, count, revision) if count else commit
-        for _ in range(count):
-            commit = self._parent(commit, 1, revision)
+            raise self._unknown(revision)
+        name, state, steps = match.groups()
+        if state is not None:
+            commit = self._earlier(name or "@", int(state), revision)
+        else:
+            commit = self._base(name)
+        for sign, digits in _STEP.findall(steps):
+            count = int(digits or 1)
+            if sign == "^":
+                commit = self._parent(commit, count, revision) if count else commit
+                continue
+            for _ in range(count):
+                commit = self._parent(commit, 1, revision)
         return commit
 
     def _parent(self, commit: Commit, number: int, revision: str) -> Commit:
@@ -90,7 +94,7 @@ class Resolver:
                     f"{name!r} is the beginning of {len(found)} commits: {listed}",
                     hint="give more digits",
                 )
-        raise RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
+        raise self._unknown(name)
 
     def head_digest(self) -> str:
         """The digest of the current commit.
@@ -115,13 +119,7 @@ class Resolver:
         Raises:
             RevisionError: it stands for a branch and a tag at once.
         """
-        candidates = [name, f"refs/{name}", HEADS + name, TAGS + name, ALIASES + name]
-        candidates += [REMOTES + name]
-        found = [
-            full
-            for full in dict.fromkeys(candidates)
-            if full.startswith(("refs/", ALIASES)) and self.refs.get(full) is not None
-        ]
+        found = [full for full in _candidates(name) if self.refs.get(full) is not None]
         if len(found) > 1:
             raise RevisionError(
                 f"{name!r} could be {' or '.join(found)}",
@@ -130,16 +128,29 @@ class Resolver:
         return found[0] if found else None
 
     def _earlier(self, name: str, count: int, revision: str) -> Commit:
-        if name in ("HEAD", "@", HEADS_OF_HEAD):
+        if name in ("HEAD", "@"):
             head = self.refs.head()
-            name = f"{HEADS}{head.branch}" if head.branch else name
-        states = self.refs.log(self.ref_name(name) or name)
+            if head.branch is None:
+                raise RevisionError(
+                    f"{revision!r}: HEAD is on no branch", hint="name the branch: main@{1}"
+                )
+            full: str | None = f"{HEADS}{head.branch}"
+        else:
+            full = self.ref_name(name) or self._deleted_name(name)
+        if full is None:
+            raise RevisionError(f"no ref is called {name!r}", hint=self._suggestion(name))
+        states = self.refs.log(full)
         if count >= len(states):
             raise RevisionError(
                 f"{revision!r}: {name!r} has had {len(states)} state(s)",
                 hint="`vcjax log --reflog` lists them",
             )
         return self.lookup(states[count].commit)
+
+    def _deleted_name(self, name: str) -> str | None:
+        """The full name of the ref, deleted by now, that a short name stood for, or None."""
+        logged = self.refs.logged_names()
+        return next((full for full in _candidates(name) if full in logged), None)
 
     def _reachable(self) -> Iterator[Commit]:
         """Commits of the current branch first, newest first, then those of all other refs."""
@@ -185,6 +196,9 @@ class Resolver:
             raise RevisionError(f"no commit has the metric {metric!r}", hint=hint)
         return next(commit for commit in commits if commit.digest == best)
 
+    def _unknown(self, name: str) -> RevisionError:
+        return RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
+
     def _suggestion(self, name: str) -> str:
         shorts = [ref.short for ref in self.refs.under("refs/").values()]
         close = difflib.get_close_matches(name, shorts, n=3, cutoff=0.5)
@@ -193,5 +207,9 @@ class Resolver:
         return "`vcjax branch`, `vcjax tag` and `vcjax log` list what there is"
 
 
-HEADS_OF_HEAD = "@"
-"""What `@{n}` without a name refers to: the current branch."""
+def _candidates(name: str) -> list[str]:
+    """Full names of the refs that a short one may stand for."""
+    if not is_name(name):
+        return []
+    full = [name, f"refs/{name}", HEADS + name, TAGS + name, ALIASES + name, REMOTES + name]
+    return [one for one in full if one.startswith((HEADS, TAGS, REMOTES, ALIASES))]

@@ -10,6 +10,7 @@ from vcjax.tree import Node, join, map_leaves
 
 Verdict = Literal["unchanged", "ours", "theirs", "same", "conflict", "structure"]
 
+_SORTED = ("dict", "defaultdict", "frozendict", "nnx_state")
 _MAPPINGS = ("dict", "ordereddict", "defaultdict", "frozendict", "nnx_state", "custom")
 
 
@@ -111,9 +112,7 @@ def _without_absent(root: Any) -> Any:
     return Node(root.kind, tuple(k for k, _ in pairs), tuple(c for _, c in pairs), root.name)
 
 
-def plan_merge(
-    base: Any, ours: Any, theirs: Any, digest_of: Callable[[Any], str]
-) -> MergePlan:
+def plan_merge(base: Any, ours: Any, theirs: Any, digest_of: Callable[[Any], str]) -> MergePlan:
     """Plans the merge of two trees that come from a third.
 
     Args:
@@ -165,12 +164,15 @@ class _Planner:
         before = _children(base) if isinstance(base, Node) and base.kind == ours.kind else {}
         mine, yours = _children(ours), _children(theirs)
         keys = list(mine) + [key for key in yours if key not in mine]
-        if ours.kind == "dict":
-            keys.sort(key=lambda key: (str(type(key[1])), key[1]))
+        if ours.kind in _SORTED:
+            keys = _sorted(keys)
         merged: list[tuple[Any, Any]] = []
         for key in keys:
             child = self.merge(
-                join(path, key[1]), before.get(key, ABSENT), mine.get(key, ABSENT), yours.get(key, ABSENT)
+                join(path, key[1]),
+                before.get(key, ABSENT),
+                mine.get(key, ABSENT),
+                yours.get(key, ABSENT),
             )
             if child is not ABSENT:
                 merged.append((key[1], child))
@@ -183,6 +185,14 @@ def _children(node: Node) -> dict[Any, Any]:
         (type(key).__name__, key): child
         for key, child in zip(node.keys, node.children, strict=True)
     }
+
+
+def _sorted(keys: list[Any]) -> list[Any]:
+    """Keys in the order in which `vcjax.tree.flatten` puts them: equal trees, equal digests."""
+    try:
+        return sorted(keys, key=lambda key: key[1])
+    except TypeError:  # one side added text, the other numbers
+        return sorted(keys)
 
 
 def _can_descend(ours: Any, theirs: Any) -> bool:

@@ -10,14 +10,38 @@ import numpy as np
 import tensorstore as ts
 
 from vcjax.errors import CorruptionError, UnknownFormatError
-from vcjax.hashing import LeafDigest, chunk_shape
+from vcjax.hashing import LeafDigest, checksum, chunk_shape
 from vcjax.storage import Store
 from vcjax.tree import storage_dtype
 
 ZARR_DTYPES = frozenset(
-    "bool int2 int4 int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 "
-    "float64 complex64 complex128 float8_e3m4 float8_e4m3fn float8_e4m3fnuz float8_e4m3b11fnuz "
-    "float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn".split()
+    [
+        "bool",
+        "int2",
+        "int4",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+        "float8_e3m4",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e4m3b11fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "float4_e2m1fn",
+    ]
 )
 """The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as uint8."""
 
@@ -69,6 +93,7 @@ class ArrayHeader:
             attributes["relied"] = self.relied
         if self.deleting:
             attributes["deleting"] = True
+        attributes["check"] = checksum(self.metadata | attributes)
         return json.dumps({**self.metadata, "attributes": {ATTRIBUTE: attributes}}).encode()
 
     @classmethod
@@ -76,12 +101,14 @@ class ArrayHeader:
         """The header in a stored `zarr.json`.
 
         Raises:
-            CorruptionError: it cannot be parsed.
+            CorruptionError: it cannot be parsed, or lacks its checksum.
             UnknownFormatError: an update that this version does not know.
         """
         try:
             metadata = json.loads(data)
             attributes = metadata.pop("attributes")[ATTRIBUTE]
+            if attributes["check"] != checksum(metadata | attributes):
+                raise ValueError("it does not have its checksum")
             header = cls(
                 metadata=metadata,
                 digest=attributes["digest"],
@@ -92,7 +119,7 @@ class ArrayHeader:
                 update=attributes["update"],
                 deleting=attributes.get("deleting", False),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
                 f"{key}/zarr.json is damaged ({error!r})",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",

@@ -29,6 +29,7 @@ class GcPlan:
         nbytes: stored size of those objects in bytes, as far as the store tells.
         spared: how many unreferenced objects are younger than the grace window.
         reflog: how long, in seconds, former states of refs count.
+        leftovers: temporary files of writers that were killed.
     """
 
     commits: tuple[str, ...]
@@ -37,6 +38,7 @@ class GcPlan:
     nbytes: int
     spared: int
     reflog: float
+    leftovers: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for `--json`."""
@@ -46,6 +48,7 @@ class GcPlan:
             "objects": list(self.objects),
             "nbytes": self.nbytes,
             "spared": self.spared,
+            "leftovers": list(self.leftovers),
         }
 
 
@@ -56,9 +59,8 @@ def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
     head = refs.head()
     if head.commit:
         tips.add(head.commit)
-    oldest = time.time() - reflog_seconds
     for name in refs.logged_names():
-        tips |= {state.commit for state in refs.log(name) if state.time >= oldest}
+        tips |= refs.former(name, time.time() - reflog_seconds)
     return frozenset(tips)
 
 
@@ -128,7 +130,16 @@ def plan_gc(
         if digest not in live.manifests and _age(objects, manifest_key(digest), now) >= grace
     ]
     keys, nbytes, spared = _dead_objects(objects, live.objects, now, grace)
-    return GcPlan(tuple(dead), tuple(manifests), tuple(keys), nbytes, spared, reflog)
+    leftovers = [
+        key
+        for folder in ("leaves", "packs", "manifests", "commits")
+        for key in objects.store.leftovers(folder)
+        if _age(objects, key, now) >= grace
+    ]
+    nbytes += sum(objects.store.size(key) for key in leftovers)
+    return GcPlan(
+        tuple(dead), tuple(manifests), tuple(keys), nbytes, spared, reflog, tuple(leftovers)
+    )
 
 
 def _age(objects: ObjectStore, key: str, now: float) -> float:
@@ -195,6 +206,8 @@ def sweep(
     What came to be referenced since the plan was made is spared.
     """
     live = _live(history, _tips(refs, plan.reflog), prunings.all())
+    for name in refs.logged_names():
+        refs.forget(name, time.time() - plan.reflog)
     objects.store.delete(
         commit_key(digest) for digest in plan.commits if digest not in live.commits
     )
@@ -203,9 +216,12 @@ def sweep(
     )
     if plan.commits or plan.manifests:
         history.forget()
+    objects.store.remove_leftovers(plan.leftovers)
     for key in plan.objects:
         if key not in live.objects:
             _delete_object(objects, key)
+    for folder in {"/".join(key.split("/")[:-1]) for key in plan.leftovers}:
+        objects.store.remove_empty_folders(folder)
 
 
 def _delete_object(objects: ObjectStore, key: str) -> None:

@@ -26,7 +26,7 @@ PACKED_BYTES = 64 * 1024
 PACK_ALIGNMENT = 64
 """Leaves start at multiples of this in a pack, so that views of it are aligned for JAX."""
 
-IN_FLIGHT_BYTES = 256 * 1024 * 1024
+IN_FLIGHT_BYTES = 128 * 1024 * 1024
 """How many bytes may be on their way to or from the store at once."""
 
 RELY_SECONDS = 60.0
@@ -70,7 +70,7 @@ def _array_errors(store: Store, key: str) -> Iterator[None]:
     """Turns TensorStore's errors about one array into ours."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
         text = str(error)
         if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
             raise StorageError(
@@ -229,7 +229,8 @@ class ObjectStore:
         digest = digest_array("uint8", buffer)
         pack = digest.leaf.hex()
         staged = StagedLeaf(LeafSpec("uint8", buffer.shape, "numpy"), digest, buffer)
-        writer.write(pack_key(pack), staged)
+        if not self._stored(pack_key(pack)):
+            writer.write(pack_key(pack), staged)
         return {
             leaf.digest.leaf.hex(): Packed(pack, offset, leaf.array.nbytes)
             for leaf, offset in zip(leaves, offsets, strict=True)
@@ -325,9 +326,7 @@ class ObjectStore:
         while flying:
             yield self._arrived(flying)
 
-    def _arrived(
-        self, flying: deque[_Flying]
-    ) -> tuple[str, LeafEntry, np.ndarray]:
+    def _arrived(self, flying: deque[_Flying]) -> tuple[str, LeafEntry, np.ndarray]:
         path, entry, key, buffer, future = flying.popleft()
         try:
             with _array_errors(self.store, key):

@@ -5,8 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import VcjaxError
+from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
 from vcjax.objects.store import ObjectStore
+from vcjax.tree import storage_dtype
+
+BATCH_BYTES = 256 * 1024 * 1024
+"""How much is read before what was read is let go."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +70,20 @@ class FsckReport:
             return None
 
 
-def fsck(
-    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
-) -> FsckReport:
+def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore) -> FsckReport:
     """Checks everything that any ref or logged state leads to, reading all data.
 
-    The data of pruned commits need not be there. Objects that nothing leads to are the garbage collector's business, not
-    damage: an interrupted commit leaves some behind.
+    The data of pruned commits need not be there. Objects that nothing leads to are
+    the garbage collector's business, not damage: an interrupted commit leaves some
+    behind.
     """
     report = FsckReport()
     pruned = prunings.all()
+    for digest in sorted(pruned):
+        report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
     commits = _check_commits(report, history, _check_refs(report, refs))
     report.commits = len(commits)
-    entries: dict[str, tuple[str, LeafEntry]] = {}
+    entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}
     checked: set[str] = set()
     for commit in commits:
         if commit.manifest in checked:
@@ -90,8 +96,8 @@ def fsck(
             _check_manifest(report, subject, commit, manifest)
             kept = {} if commit.digest in pruned else manifest.leaves
             for path, entry in kept.items():
-                if not entry.spec.is_value:
-                    entries.setdefault(entry.digest, (f"leaf {path!r} of {subject}", entry))
+                place = (entry.digest, entry.packed, entry.is_inline)
+                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
     _check_leaves(report, objects, entries.values())
     return report
 
@@ -109,6 +115,8 @@ def _check_refs(report: FsckReport, refs: Refs) -> set[str]:
     for name in refs.logged_names():
         states = report.check(f"log/{name}", lambda name=name: refs.log(name))
         tips.update(state.commit for state in states or [])
+        for number in report.check(f"log/{name}", lambda name=name: refs.gaps(name)) or []:
+            report.problems.append(Problem(f"log/{name}", f"its state {number} is missing"))
     return tips
 
 
@@ -133,11 +141,11 @@ def _check_commits(report: FsckReport, history: History, tips: Iterable[str]) ->
     return list(commits.values())
 
 
-def _check_manifest(
-    report: FsckReport, subject: str, commit: Commit, manifest: Manifest
-) -> None:
+def _check_manifest(report: FsckReport, subject: str, commit: Commit, manifest: Manifest) -> None:
     if manifest.tree_digest != commit.tree:
         report.problems.append(Problem(subject, "its manifest is of a different tree"))
+    if manifest.encode()[0] != manifest.digest:
+        report.problems.append(Problem(subject, "its manifest is not in canonical form"))
     if len(manifest.leaves) != commit.leaves:
         report.problems.append(
             Problem(subject, f"has {len(manifest.leaves)} leaves and claims {commit.leaves}")
@@ -145,33 +153,48 @@ def _check_manifest(
 
 
 def _check_leaves(
-    report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, LeafEntry]]
+    report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, str, LeafEntry]]
 ) -> None:
     """Reads all leaves; after a failure goes on leaf by leaf, so that each one is named."""
     pending = list(entries)
-    report.leaves = len(pending)
-    report.nbytes = sum(entry.nbytes for _, entry in pending)
-    batch: list[tuple[str, LeafEntry]] = []
+    report.leaves = len({entry.digest for _, _, entry in pending})
+    report.nbytes = sum({entry.digest: entry.nbytes for _, _, entry in pending}.values())
+    batch: list[tuple[str, str, LeafEntry]] = []
     size = 0
-    for item in [*pending, None]:
-        if item is not None:
+    for item in pending:
+        if entry_problem := _entry_problem(item[2]):
+            report.problems.append(Problem(item[0], entry_problem))
+        elif not item[2].spec.is_value:
             batch.append(item)
-            size += item[1].nbytes
-            if size < 256 << 20:
-                continue
-        _check_batch(report, objects, batch)
-        batch, size = [], 0
+            size += item[2].nbytes
+        if size >= BATCH_BYTES:
+            _check_batch(report, objects, batch)
+            batch, size = [], 0
+    _check_batch(report, objects, batch)
+
+
+def _entry_problem(entry: LeafEntry) -> str | None:
+    """What is wrong with a leaf as far as the manifest tells."""
+    spec = entry.spec
+    if spec.is_value:
+        digest = stored_value_digest(spec.dtype, entry.inline)
+        return None if digest.hex() == entry.digest else "its value does not have its digest"
+    if entry.chunks:
+        grid = chunk_shape(spec.shape, storage_dtype(spec.dtype).itemsize)
+        if leaf_digest(spec.dtype, spec.shape, grid, entry.chunks).hex() != entry.digest:
+            return "its chunk digests do not give its digest"
+    return None
 
 
 def _check_batch(
-    report: FsckReport, objects: ObjectStore, batch: list[tuple[str, LeafEntry]]
+    report: FsckReport, objects: ObjectStore, batch: list[tuple[str, str, LeafEntry]]
 ) -> None:
-    def read(items: list[tuple[str, LeafEntry]]) -> None:
-        for _ in objects.read(dict(items)):
+    def read(entries: dict[str, LeafEntry]) -> None:
+        for _ in objects.read(entries):
             pass
 
     try:
-        read(batch)
+        read({subject: entry for subject, _, entry in batch})
     except VcjaxError:
-        for item in batch:
-            report.check(item[0], lambda item=item: read([item]))
+        for subject, path, entry in batch:
+            report.check(subject, lambda path=path, entry=entry: read({path: entry}))

@@ -90,7 +90,7 @@ class CheckpointManager:
         return dict(self._require(step).metrics)
 
     def should_save(self, step: int) -> bool:
-        """Whether `save` would save this step: the first one, or a later multiple of the interval."""
+        """Whether `save` would save this step: the first, or a later multiple of the interval."""
         latest = self.latest_step()
         if latest is None:
             return True

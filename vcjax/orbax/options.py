@@ -82,5 +82,3 @@ def describe(options: CheckpointManagerOptions) -> str:
     if options.best_fn is None:
         return f"max_to_keep={options.max_to_keep}"
     return f"max_to_keep={options.max_to_keep} by best_fn ({options.best_mode})"
-
-

@@ -10,7 +10,11 @@ BATCH_BYTES = 256 * 1024 * 1024
 
 
 def compare(
-    old: Manifest, new: Manifest, objects: ObjectStore, stats: bool = True, paths: list[str] | None = None
+    old: Manifest,
+    new: Manifest,
+    objects: ObjectStore,
+    stats: bool = True,
+    paths: list[str] | None = None,
 ) -> diffing.TreeDiff:
     """What changed between two manifests; see `Repository.diff`."""
     changes = diffing.compare(old.root, new.root).matching(paths)

@@ -27,7 +27,7 @@ from vcjax.repo.restoring import read_leaves
 class _Undecided:
     """What stands for the base where several bases disagree: equal to nothing."""
 
-    digest: str = "undecided"
+    digest: str = ""  # which no stored leaf has
     spec: Any = None
 
 
@@ -68,12 +68,20 @@ def merge_commits(request: MergeRequest, history: History, objects: ObjectStore)
         return theirs
     plan, bases = plan_commits(history, ours, theirs)
     settled = chosen_sides(plan, request.resolve)
-    taken = {path: "side" for path in settled}
-    rest = plan.without(settled)
-    if rest.conflicts and request.method is not None:
-        merged = from_method(rest, request, objects)
-        settled |= merged
-        taken |= dict.fromkeys(merged, "method")
+    taken = dict.fromkeys(settled, "side")
+    if request.method is not None:
+        first = {
+            path: decision.ours
+            for path, decision in plan.conflicts.items()
+            if path not in settled and _takes_first(decision)
+        }
+        settled |= first
+        taken |= dict.fromkeys(first, "first")
+        rest = plan.without(settled)
+        if rest.conflicts:
+            merged = from_method(rest, request, objects)
+            settled |= merged
+            taken |= dict.fromkeys(merged, "method")
     refuse(plan, settled, request.names)
     return Change(
         manifest=Manifest(plan.resolved(settled)),
@@ -81,18 +89,21 @@ def merge_commits(request: MergeRequest, history: History, objects: ObjectStore)
         author=request.author,
         metadata=request.metadata,
         metrics=request.metrics,
-        provenance={
-            "operation": "merge",
-            "inputs": [ours.digest, theirs.digest],
-            "bases": bases,
-            "method": request.method.to_config() if request.method else None,
-            "weights": checked_metadata(_listed(request.weights), "weights"),
-            "decisions": {
-                d.path: taken.get(d.path, d.verdict)
-                for d in plan.decisions
-                if d.verdict != "unchanged"
+        provenance=checked_metadata(
+            {
+                "operation": "merge",
+                "inputs": [ours.digest, theirs.digest],
+                "bases": bases,
+                "method": merging.to_config(request.method) if request.method else None,
+                "weights": checked_metadata(_listed(request.weights), "weights"),
+                "decisions": {
+                    d.path: taken.get(d.path, d.verdict)
+                    for d in plan.decisions
+                    if d.verdict != "unchanged"
+                },
             },
-        },
+            "provenance",
+        ),
         extra_parents=(theirs.digest,),
         reason="merge",
     )
@@ -138,7 +149,7 @@ def from_method(
     """
     method = request.method
     assert method is not None
-    stuck = [d for d in plan.conflicts.values() if not _is_numeric(d)]
+    stuck = [d for d in plan.conflicts.values() if d.verdict != "conflict"]
     if stuck:
         raise ConflictError(
             "these conflicts cannot be settled by a merge method:",
@@ -156,7 +167,9 @@ def from_method(
                 hint="use a method that needs none, such as average()",
             )
         base = _read(objects, {path: d.base for path, d in conflicts.items()})
-    merged = merging.merge(sides, method=method, base=base, key=request.key, weights=request.weights)
+    merged = merging.merge(
+        sides, method=method, base=base, key=request.key, weights=request.weights
+    )
     nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
     manifest = stage(_named(nodes, conflicts), objects, {})
     return dict(manifest.leaves)
@@ -185,11 +198,16 @@ def _read(objects: ObjectStore, entries: Mapping[str, LeafEntry]) -> dict[str, A
     return {path: leaf.data for path, leaf in read_leaves(objects, entries)}
 
 
-def _is_numeric(decision: Decision) -> bool:
-    """Whether a conflict is between two arrays of numbers of one shape and dtype."""
-    if decision.verdict != "conflict" or decision.ours.spec.is_value:
+def _takes_first(decision: Decision) -> bool:
+    """Whether a conflict is between leaves of a kind that no method averages.
+
+    The rule is that of `vcjax.merge`: step counters, PRNG keys, masks and text
+    have no mean, and are taken from the first side.
+    """
+    if decision.verdict != "conflict":
         return False
-    return not decision.ours.spec.dtype.startswith("key<")
+    spec = decision.ours.spec
+    return spec.is_value or not tree.is_inexact(spec.dtype)
 
 
 def _explain(decision: Decision) -> str:
@@ -227,7 +245,21 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
             if tree.pattern(glob).match(path):
                 chosen[path] = getattr(decision, side)
                 break
+    undecided = [path for path, node in chosen.items() if _is_undecided(node)]
+    if undecided:
+        raise MergeError(
+            f"there is no base to take for {', '.join(undecided)}",
+            hint="take 'ours' or 'theirs': the histories have no common ancestor, "
+            "or several that disagree",
+        )
     return chosen
+
+
+def _is_undecided(node: Any) -> bool:
+    """Whether the bases disagree on a node, or on something below it."""
+    if isinstance(node, tree.Node):
+        return any(_is_undecided(child) for child in node.children)
+    return isinstance(node, _Undecided)
 
 
 def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -64,9 +64,8 @@ class Repository(Reader):
         if exist_ok and store.read(settings_.KEY) is not None:
             return cls(store, settings_.load(store))
         settings = Settings(compress=compress)
-        settings_.create(store, settings)
         repo = cls(store, settings)
-        repo.refs.set_head(Head(branch))
+        settings_.create(store, settings, lambda: repo.refs.set_head(Head(branch)))
         return repo
 
     @classmethod
@@ -370,7 +369,9 @@ class Repository(Reader):
 
     def fsck(self) -> FsckReport:
         """Checks every ref, commit, manifest and leaf against its digest."""
-        return objects.fsck(self.refs, self.history, self.prunings, self.objects)
+        report = objects.fsck(self.refs, self.history, self.prunings, self.objects)
+        report.check(settings_.KEY, lambda: settings_.load(self.store))
+        return report
 
     def gc(
         self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False

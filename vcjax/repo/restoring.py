@@ -35,9 +35,7 @@ def restore(
     return template.build(values)
 
 
-def read_leaves(
-    objects: ObjectStore, entries: Mapping[str, LeafEntry], verify: bool = True
-) -> Any:
+def read_leaves(objects: ObjectStore, entries: Mapping[str, LeafEntry], verify: bool = True) -> Any:
     """Yields (leaf path, `vcjax.tree.Leaf` in host memory) in no particular order.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from vcjax.errors import (
     RepositoryNotFoundError,
     UnknownFormatError,
 )
+from vcjax.hashing import checksum
 from vcjax.storage import Store, open_store
 
 FORMAT_VERSION = 1
@@ -32,7 +34,7 @@ class Settings:
     def encode(self) -> bytes:
         """The bytes of `vcjax.json`."""
         body = {"format": FORMAT_VERSION, "settings": {"compress": self.compress}}
-        return json.dumps(body, indent=2).encode() + b"\n"
+        return json.dumps({**body, "check": checksum(body)}, indent=2).encode() + b"\n"
 
     @classmethod
     def decode(cls, url: str, data: bytes) -> "Settings":
@@ -40,17 +42,20 @@ class Settings:
 
         Raises:
             UnknownFormatError: it is of another version.
-            CorruptionError: it cannot be parsed.
+            CorruptionError: it cannot be parsed, or lacks its checksum.
         """
         try:
             body = json.loads(data)
             version = body["format"]
-            if version == FORMAT_VERSION:
+            known = version == FORMAT_VERSION
+            if (known or "check" in body) and body["check"] != checksum(body):
+                raise ValueError("it does not have its checksum")
+            if known:
                 return cls(compress=bool(body["settings"]["compress"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            usual = cls().encode().decode()
             raise CorruptionError(
-                f"{KEY} in {url} is damaged: {error!r}",
-                hint='its content should be {"format": 1, "settings": {"compress": false}}',
+                f"{KEY} in {url} is damaged: {error!r}", hint=f"its usual content is {usual}"
             ) from error
         raise UnknownFormatError(
             f"the repository in {url} has format version {version!r}; "
@@ -59,8 +64,12 @@ class Settings:
         )
 
 
-def create(store: Store, settings: Settings) -> None:
+def create(store: Store, settings: Settings, prepare: Callable[[], None]) -> None:
     """Makes a store a repository.
+
+    Args:
+        prepare: writes what a repository cannot do without. Called before
+            `vcjax.json` is written, so that a crash leaves no half of a repository.
 
     Raises:
         RepositoryExistsError: it is one already.
@@ -68,13 +77,14 @@ def create(store: Store, settings: Settings) -> None:
     if store.location.folder is not None:
         store.make_folder()
     versioned = store.read_versioned(KEY)
-    if versioned.value is not None or not store.compare_and_set(
-        KEY, settings.encode(), versioned
-    ):
-        raise RepositoryExistsError(
-            f"there is a repository in {store.url} already",
-            hint="open it with `Repository.open`, or choose another place",
-        )
+    if versioned.value is None:
+        prepare()
+        if store.compare_and_set(KEY, settings.encode(), versioned):
+            return
+    raise RepositoryExistsError(
+        f"there is a repository in {store.url} already",
+        hint="open it with `Repository.open`, or choose another place",
+    )
 
 
 def load(store: Store) -> Settings:

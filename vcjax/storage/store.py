@@ -4,7 +4,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -15,8 +15,11 @@ import tensorstore as ts
 from vcjax.errors import StorageError
 from vcjax.storage.urls import Location, parse_url
 
-
 LOCK_NAME = ".lock"
+"""The file that serialises `compare_and_set` in a folder."""
+
+TEMPORARY = ".__lock"
+"""How the names end under which TensorStore writes a file before renaming it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Store:
         upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
         with _storage_errors("list", self.url, prefix):
             found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
-        return sorted(key.decode() for key in found if not key.endswith((b".__lock", LOCK_NAME.encode())))
+        names = (key.decode() for key in found)
+        return sorted(name for name in names if not name.endswith((TEMPORARY, LOCK_NAME)))
 
     def modified(self, key: str) -> float | None:
         """When a key was last written, seconds since 1970 UTC by the file system's clock.
@@ -155,7 +159,7 @@ class Store:
             also reads False: read the key back to be sure.
         """
         self.sync()
-        with self._folder_lock(), _storage_errors("write", self.url, key):
+        with _storage_errors("write", self.url, key), self._folder_lock():
             if self.location.folder is not None and self.read(key) != expected.value:
                 return False
             stamp = self._kv.write(key, value, if_equal=expected.generation).result()
@@ -186,11 +190,30 @@ class Store:
         """Removes the folder `key` and those below it, if no file is in them."""
         if self.location.folder is None:
             return
-        for folder, _, files in os.walk(self.location.folder / key, topdown=False):
-            if not files:
+        for folder, _, _ in os.walk(self.location.folder / key, topdown=False):
+            with suppress(OSError):  # not empty, or somebody else removed it
                 os.rmdir(folder)
         with self._lock:
             self._durable_folders.clear()
+
+    def leftovers(self, prefix: str) -> list[str]:
+        """Keys of the temporary files below a folder that killed writers have left behind.
+
+        `keys` does not list them, and nothing ever reads them. A writer at work
+        has such a file too: only old ones are leftovers.
+        """
+        root = self.location.folder
+        if root is None:
+            return []
+        found = (root / prefix).rglob(f"*{TEMPORARY}")
+        return sorted(path.relative_to(root).as_posix() for path in found)
+
+    def remove_leftovers(self, keys: Iterable[str]) -> None:
+        """Removes what `leftovers` found."""
+        for key in keys:
+            assert self.location.folder is not None
+            with _storage_errors("delete", self.url, key):
+                (self.location.folder / key).unlink(missing_ok=True)
 
     def make_folder(self) -> None:
         """Creates the folder of a local store, durably.
@@ -237,11 +260,12 @@ class Store:
             return
         with self._lock:
             folders = self._unsynced - self._durable_folders
-            self._unsynced.clear()
         for parent in sorted({(root / name).parent for name in folders if name != "."}):
             with _storage_errors("sync", self.url, str(parent)):
                 _fsync_folder(parent)
-        self._durable_folders |= folders
+        with self._lock:
+            self._unsynced -= folders
+            self._durable_folders |= folders
 
 
 def _fsync_folder(folder: Path) -> None:

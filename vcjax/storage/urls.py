@@ -62,6 +62,8 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
     canonical = f"{parts.scheme}://{parts.netloc}/{path}".rstrip("/")
     if parts.scheme == "gs":
         return Location(canonical, {"driver": "gcs", **spec})
+    if parts.query:  # what opens the store again
+        canonical += f"?{parts.query}"
     return Location(canonical, {"driver": "s3", **spec, **_s3_options(parse_qs(parts.query))})
 
 

@@ -1,4 +1,5 @@
 from .dtypes import dtype_name as dtype_name
+from .dtypes import is_inexact as is_inexact
 from .dtypes import itemsize as itemsize
 from .dtypes import key_impl as key_impl
 from .dtypes import storage_dtype as storage_dtype

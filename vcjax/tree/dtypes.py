@@ -112,6 +112,11 @@ def rank(name: str) -> int:
     return _RANKS[re.split(r"\d", name, maxsplit=1)[0]]
 
 
+def is_inexact(name: str) -> bool:
+    """Whether this is a dtype of floating point or complex numbers."""
+    return key_impl(name) is None and rank(name) >= 2
+
+
 def normalise(array: np.ndarray) -> np.ndarray:
     """The same values, each in the one byte pattern that stands for it.
 

@@ -1,0 +1,285 @@
+"""The steps that merge methods are chained from.
+
+Steps before a reduction work on N values, the reduction makes one of them, and
+steps after it work on the merged value. A NaN of any model stays: it is the
+largest magnitude of its leaf, is never masked away, and agrees with every sign.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vcjax.merging.counter import bernoulli, random_bits
+from vcjax.merging.method import Stack, Transform, checked, chosen, transform
+from vcjax.merging.selection import TIE_RULES, count, top_mask
+
+
+def mapped(stack: Stack, values: list[jax.Array]) -> Stack:
+    """The stack with other values."""
+    return replace(stack, values=tuple(values))
+
+
+def merged(stack: Stack, value: jax.Array) -> Stack:
+    """The stack after a reduction."""
+    return replace(stack, values=(value,), agree=None)
+
+
+def keep_where(mask: jax.Array, value: jax.Array) -> jax.Array:
+    """`value` where `mask`, zero elsewhere; NaN stays."""
+    return jnp.where(mask | jnp.isnan(value), value, jnp.zeros((), value.dtype))
+
+
+def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and the numerator where the denominator is 0; gradients stay finite."""
+    one = jnp.ones((), denominator.dtype)
+    return numerator / jnp.where(denominator == 0, one, denominator)
+
+
+@transform()
+def task_vectors(required: bool = True) -> Transform:
+    r"""Task vectors :math:`τ_i = x_i - b` (Ilharco et al., 2023, §2).
+
+    Args:
+        required: without a base, raise; if False, leave the models as they are.
+    """
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        if stack.base is None:
+            return stack
+        return mapped(stack, [x - stack.base for x in stack.values])
+
+    return Transform(apply, locality="element", per_model=True, needs_base=required, linear=True)
+
+
+@transform()
+def add_base(required: bool = True) -> Transform:
+    """Adds the base model to the merged task vector.
+
+    Args:
+        required: without a base, raise; if False, leave the value as it is.
+    """
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        if stack.base is None:
+            return stack
+        return mapped(stack, [stack.base + x for x in stack.values])
+
+    return Transform(apply, locality="element", needs_base=required, linear=True)
+
+
+@transform()
+def scale_by(factor: Any) -> Transform:
+    """Multiplies by a factor; a negative one negates a task (Ilharco et al., 2023, §3)."""
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        return mapped(stack, [(x * factor).astype(x.dtype) for x in stack.values])
+
+    return Transform(apply, locality="element", linear=True)
+
+
+@transform()
+def take(position: int = 0) -> Transform:
+    """The value of one model."""
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        return merged(stack, stack.values[position])
+
+    return Transform(apply, locality="element", linear=True, models=(position + 1, None))
+
+
+@transform()
+def take_base() -> Transform:
+    """The base model if there is one, else the first model."""
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        return merged(stack, stack.values[0] if stack.base is None else stack.base)
+
+    return Transform(apply, locality="element", linear=True)
+
+
+@dataclass(frozen=True)
+class SumFold:
+    """Folds a weighted sum: the sum and the sum of the weights."""
+
+    normalize: bool
+
+    def init(self, like: jax.Array) -> Any:
+        """No models yet."""
+        return jnp.zeros_like(like), jnp.zeros((), jnp.finfo(like.dtype).dtype)
+
+    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+        """One more model."""
+        total, weights = state
+        return total + weight * value, weights + weight
+
+    def finish(self, state: Any) -> jax.Array:
+        """The (normalised) sum."""
+        total, weights = state
+        return normalised(total, weights) if self.normalize else total
+
+
+def normalised(total: jax.Array, weights: jax.Array) -> jax.Array:
+    """`total / weights`, and `total` where the weights cancel (below 1e-8, as mergekit)."""
+    return total / jnp.where(jnp.abs(weights) < 1e-8, jnp.ones_like(weights), weights)
+
+
+@transform()
+def weighted_sum(normalize: bool = False) -> Transform:
+    r""":math:`\sum w_i x_i`, divided by :math:`\sum w_i` if `normalize`."""
+    fold = SumFold(normalize)
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        state = fold.init(stack.values[0])
+        for i, value in enumerate(stack.values):
+            state = fold.update(state, value, stack.weights[i])
+        return merged(stack, fold.finish(state))
+
+    return Transform(apply, locality="element", linear=True, weighted=True, fold=fold)
+
+
+@transform("density")
+def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Transform:
+    r"""Keeps the largest :math:`⌈density·n⌉` magnitudes of each leaf, zeroes the rest.
+
+    Source: Yadav et al., 2023 (TIES), §3.1, per leaf as mergekit.
+
+    Args:
+        density: fraction that is kept.
+        tie_rule: "exact" keeps exactly so many, lowest flat index first; ">=" also
+            keeps all that equal the smallest kept magnitude (the official code).
+        rounding: of the number of elements: "ceil", or "floor" as mergekit.
+    """
+    checked("density", density, 0, 1)
+    chosen("tie_rule", tie_rule, *TIE_RULES)
+    chosen("rounding", rounding, "ceil", "floor")
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        if isinstance(density, (int, float)) and density >= 1:
+            return stack
+        k = count(density, stack.values[0].size, rounding)
+        return mapped(stack, [keep_where(top_mask(x, k, tie_rule), x) for x in stack.values])
+
+    return Transform(apply, per_model=True)
+
+
+def rescaled(before: jax.Array, after: jax.Array, norm: str) -> jax.Array:
+    """`after` brought to the norm of `before` over the leaf; unchanged if either is < 1e-7."""
+    measure = {
+        "l1": lambda x: jnp.sum(jnp.abs(x)),
+        "l2": lambda x: jnp.sqrt(jnp.sum(jnp.square(x))),
+        "linf": lambda x: jnp.max(jnp.abs(x)),
+    }[norm]
+    # The ratio only restores a size: as in mergekit it is a constant of the choice.
+    was, now = (jax.lax.stop_gradient(measure(x)) for x in (before, after))
+    small = (was < 1e-7) | (now < 1e-7)
+    return after * jnp.where(small, 1, was / jnp.where(small, 1, now)).astype(after.dtype)
+
+
+@transform()
+def drop(density: Any, rescale: str | None = "density") -> Transform:
+    r"""Keeps each element with probability `density`, and rescales what is left.
+
+    Source: Yu et al., 2024 (DARE), §3.2: :math:`\hat τ = m ⊙ τ / density`.
+
+    Args:
+        density: probability of being kept.
+        rescale: "density" divides by it (the paper, unbiased), "l1", "l2" and
+            "linf" restore that norm of the leaf (mergekit: "l1"), None leaves it.
+    """
+    checked("density", density, 0, 1)
+    chosen("rescale", rescale, "density", "l1", "l2", "linf", None)
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        kept = []
+        for i, x in enumerate(stack.values):
+            bits = random_bits(stack.seed, stack.model + i, x.shape, stack.row)
+            masked = keep_where(bernoulli(bits, density), x)
+            if rescale == "density":
+                masked = masked / jnp.maximum(jnp.asarray(density, x.real.dtype), 1e-12)
+            elif rescale is not None:
+                masked = rescaled(x, masked, rescale)
+            kept.append(masked.astype(x.dtype))
+        return mapped(stack, kept)
+
+    element = rescale in ("density", None)
+    return Transform(
+        apply, locality="element" if element else "leaf", per_model=True, random=True, linear=True
+    )
+
+
+@transform()
+def elect_sign(by: str = "sum") -> Transform:
+    r"""Elects a sign per element and marks the values that have it.
+
+    :math:`γ = \operatorname{sign} \sum w_i τ_i`, + where the sum is 0 (mergekit);
+    values that are 0 never agree. Source: Yadav et al., 2023 (TIES), §3.2.
+
+    Args:
+        by: "sum" weighs signs by magnitude, "count" counts them.
+    """
+    chosen("by", by, "sum", "count")
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        votes = [x * stack.weights[i] for i, x in enumerate(stack.values)]
+        ballots = votes if by == "sum" else [jnp.sign(v) for v in votes]
+        positive = sum(ballots[1:], ballots[0]) >= 0
+        agree = [jnp.where(positive, v > 0, v < 0) | jnp.isnan(v) for v in votes]
+        return replace(stack, agree=tuple(agree))
+
+    return Transform(apply, locality="element", weighted=True, folds_away=by == "sum")
+
+
+@dataclass(frozen=True)
+class SignedFold:
+    """Folds sign election by sum and disjoint mean: one sum for either sign."""
+
+    normalize: bool
+
+    def init(self, like: jax.Array) -> Any:
+        """No models yet: positive sum, its weights, negative sum, its weights."""
+        zero = jnp.zeros_like(like)
+        return zero, zero, zero, zero
+
+    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+        """One more model."""
+        up, up_weight, down, down_weight = state
+        vote = value * weight
+        rises, falls = (vote > 0) | jnp.isnan(vote), vote < 0
+        return (
+            up + jnp.where(rises, vote, 0),
+            up_weight + jnp.where(rises, weight, 0),
+            down + jnp.where(falls, vote, 0),
+            down_weight + jnp.where(falls, weight, 0),
+        )
+
+    def finish(self, state: Any) -> jax.Array:
+        """The sum (or mean) of the sign with the larger sum; NaN stays."""
+        up, up_weight, down, down_weight = state
+        positive = ~(up + down < 0)
+        total = jnp.where(positive, up, down)
+        weights = jnp.where(positive, up_weight, down_weight)
+        return safe_divide(total, weights) if self.normalize else total
+
+
+@transform()
+def disjoint_mean(normalize: bool = True) -> Transform:
+    r"""The mean of the values that agree: :math:`\sum w_i m_i τ_i / \sum w_i m_i`.
+
+    Zero where none agrees. Source: Yadav et al., 2023 (TIES), §3.3.
+
+    Args:
+        normalize: divide by the weights of those that agree.
+    """
+
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        agree = stack.agree or tuple(x != 0 for x in stack.values)
+        total = jnp.zeros_like(stack.values[0])
+        weights = jnp.zeros_like(total)
+        for i, (x, m) in enumerate(zip(stack.values, agree, strict=True)):
+            total = total + jnp.where(m, x * stack.weights[i], 0)
+            weights = weights + jnp.where(m, stack.weights[i], 0)
+        return merged(stack, safe_divide(total, weights) if normalize else total)
+
+    return Transform(apply, locality="element", weighted=True, fold=SignedFold(normalize))

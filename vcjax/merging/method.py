@@ -1,0 +1,301 @@
+"""What a merge method is: transforms of one leaf of N models, and what they need.
+
+In the manner of optax, a `Transform` is a small named tuple of pure functions,
+made by a function that takes its coefficients (`trim(density=0.2)`), and a
+`MergeMethod` is a chain of them. Both know their name and parameters, so a
+merge commit can record them and run them again (`to_config`, `from_config`).
+
+Transforms are PyTrees: coefficients that are floats or arrays are traced, all
+else is static, so that one compiled function serves every value of a scale,
+and `vmap` and `grad` go through.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, ParamSpec, Protocol
+
+import jax
+import numpy as np
+
+from vcjax import errors
+from vcjax.merging.view import View
+from vcjax.tree.spec import pattern
+
+P = ParamSpec("P")
+Locality = Literal["element", "leaf", "model"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "base", "weights", "agree", "statistics", "seed", "model", "row", "at"],
+    meta_fields=["leaves", "view"],
+)
+@dataclass(frozen=True)
+class Stack:
+    """One leaf of N models on its way through a chain.
+
+    Attributes:
+        values: the N models or task vectors, in the dtype of the computation;
+            after a reduction, the one merged value.
+        base: the leaf of the base model, in the same dtype.
+        weights: `float[N]`, one per model.
+        agree: per model, which elements still take part (set by `elect_sign`).
+        statistics: per model, what the method's statistics say of this leaf.
+        seed: `uint32[2]`, of the merge's key and the leaf path.
+        model: position of `values[0]` among all models (folds see one at a time).
+        row: position of the first row in the whole leaf (slices see some rows).
+        at: position of this leaf among the leaves of the model.
+        leaves: how many leaves the model has.
+        view: which axes of the leaf are layers, inputs and outputs.
+    """
+
+    values: tuple[Any, ...]
+    base: Any
+    weights: Any
+    agree: tuple[Any, ...] | None = None
+    statistics: tuple[Any, ...] | None = None
+    seed: Any = None
+    model: Any = 0
+    row: Any = 0
+    at: Any = 0
+    leaves: int = 1
+    view: View | None = None
+
+
+class Fold(Protocol):
+    """How a reduction takes one model at a time, in memory that does not grow with N."""
+
+    def init(self, like: jax.Array) -> Any:
+        """The accumulators before any model."""
+        ...
+
+    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+        """The accumulators with one more model."""
+        ...
+
+    def finish(self, state: Any) -> jax.Array:
+        """The merged value."""
+        ...
+
+
+Apply = Callable[[Stack, tuple[Any, ...]], Stack]
+Round = Callable[[Stack, tuple[Any, ...]], Any]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """One step of a merge method on one leaf.
+
+    Attributes:
+        apply: `(stack, totals) -> stack`; `totals` are the results of the rounds.
+        rounds: for steps that look at the whole model: each maps a stack (and the
+            totals of earlier rounds) to numbers that are summed over all leaves.
+        locality: what `apply` must see to be right: single elements, the leaf,
+            or the sums of its rounds over the model.
+        per_model: each model is treated alone, so that the step may be folded.
+        needs_base: the base model must be given.
+        statistics: the kind of statistics that it needs ("fisher", "gram"), or None.
+        random: it draws random numbers, so a key must be given.
+        weighted: it makes use of the weights.
+        linear: it works on complex numbers.
+        models: fewest and most models.
+        fold: for reductions that can take one model at a time.
+        folds_away: the fold of the reduction that follows does its work.
+        name: of the function that made it.
+        parameters: the arguments of that function.
+    """
+
+    apply: Apply
+    rounds: tuple[Round, ...] = ()
+    locality: Locality = "leaf"
+    per_model: bool = False
+    needs_base: bool = False
+    statistics: str | None = None
+    random: bool = False
+    weighted: bool = False
+    linear: bool = False
+    models: tuple[int, int | None] = (1, None)
+    fold: Fold | None = None
+    folds_away: bool = False
+    name: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What made a transform: the function, and which of its floats stay static."""
+
+    make: Callable[..., Transform]
+    static: frozenset[str]
+
+
+MAKERS: dict[str, Maker] = {}
+METHODS: dict[str, Callable[..., "MergeMethod"]] = {}
+
+
+def transform(*static: str) -> Callable[[Callable[P, Transform]], Callable[P, Transform]]:
+    """Decorates a function that makes a transform: records its name and arguments.
+
+    Args:
+        *static: float arguments that decide the compiled program (a density, from
+            which the number of kept elements is computed exactly). Arrays given
+            in their place are traced nevertheless.
+    """
+
+    def decorate(make: Callable[P, Transform]) -> Callable[P, Transform]:
+        signature = inspect.signature(make)
+        name = make.__name__
+
+        @functools.wraps(make)
+        def recorded(*args: P.args, **kwargs: P.kwargs) -> Transform:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            made = make(*bound.args, **bound.kwargs)  # pyright: ignore[reportCallIssue]
+            return replace(made, name=name, parameters=dict(bound.arguments))
+
+        MAKERS[name] = Maker(recorded, frozenset(static))
+        return recorded
+
+    return decorate
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a parameter is an array, whose value may not be known."""
+    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+
+
+def _flatten(step: Transform) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    keep_static = MAKERS[step.name].static
+    names, children, fixed = [], [], []
+    for key, value in step.parameters.items():
+        if is_traced(value) or (isinstance(value, float) and key not in keep_static):
+            names.append(key)
+            children.append(value)
+        else:
+            fixed.append((key, value))
+    return tuple(children), (step.name, tuple(names), tuple(fixed))
+
+
+def _unflatten(static: tuple[Any, ...], children: tuple[Any, ...]) -> Transform:
+    name, names, fixed = static
+    return MAKERS[name].make(**dict(fixed), **dict(zip(names, children, strict=True)))
+
+
+jax.tree_util.register_pytree_node(Transform, _flatten, _unflatten)
+
+
+@dataclass(frozen=True)
+class MergeMethod:
+    """A chain of transforms, or rules that give each leaf path its own method.
+
+    Attributes:
+        name: of the recipe, such as "ties".
+        parameters: the arguments of the recipe, as `to_config` records them.
+        transforms: what is done to a leaf, in order.
+        rules: `(leaf path glob, method)`, the first that matches decides;
+            transforms are then empty.
+        views: `(leaf path glob, view)` for leaves whose axes cannot be derived.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+    transforms: tuple[Transform, ...] = ()
+    rules: tuple[tuple[str, "MergeMethod"], ...] = ()
+    views: tuple[tuple[str, View], ...] = ()
+
+    def _all(self) -> list[Transform]:
+        return [*self.transforms, *(step for _, method in self.rules for step in method._all())]
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model must be given."""
+        return any(step.needs_base for step in self._all())
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Kinds of statistics that must be given: "fisher", "gram"."""
+        return frozenset(step.statistics for step in self._all() if step.statistics)
+
+    @property
+    def random(self) -> bool:
+        """Whether a key must be given."""
+        return any(step.random for step in self._all())
+
+    @property
+    def weighted(self) -> bool:
+        """Whether weights change the result."""
+        return any(step.weighted for step in self._all())
+
+    @property
+    def locality(self) -> Locality:
+        """What of a model must be seen at once to merge a leaf."""
+        order: tuple[Locality, ...] = ("element", "leaf", "model")
+        return max((step.locality for step in self._all()), key=order.index, default="element")
+
+    @property
+    def models(self) -> tuple[int, int | None]:
+        """Fewest and most models."""
+        most = [step.models[1] for step in self._all() if step.models[1] is not None]
+        return max((step.models[0] for step in self._all()), default=1), min(most, default=None)
+
+    @property
+    def foldable(self) -> bool:
+        """Whether `vcjax.merging.fold` can take the models one at a time."""
+        if self.rules:
+            return all(method.foldable for _, method in self.rules)
+        reductions = [i for i, step in enumerate(self.transforms) if step.fold]
+        if len(reductions) != 1:
+            return False
+        before = self.transforms[: reductions[0]]
+        return all((step.per_model and not step.rounds) or step.folds_away for step in before)
+
+    def for_leaf(self, path: str) -> "MergeMethod":
+        """The method, without rules, that decides the leaf at `path`."""
+        for glob, method in self.rules:
+            if glob == "**" or pattern(glob).match(path):
+                return method.for_leaf(path)
+        if self.rules:
+            raise errors.MergeError(
+                f"no rule of the partition covers the leaf {path!r}",
+                hint="give a default=",
+                path=path,
+            )
+        return self
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
+        return f"{self.name}({arguments})"
+
+
+def recipe(make: Callable[P, MergeMethod]) -> Callable[P, MergeMethod]:
+    """Decorates a function that makes a merge method: records its name and arguments."""
+    signature = inspect.signature(make)
+
+    @functools.wraps(make)
+    def recorded(*args: P.args, **kwargs: P.kwargs) -> MergeMethod:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        made = make(*args, **kwargs)
+        return replace(made, name=make.__name__, parameters=dict(bound.arguments))
+
+    METHODS[make.__name__] = recorded
+    return recorded
+
+
+def checked(name: str, value: Any, low: float, high: float) -> None:
+    """Raises if a coefficient whose value is known lies outside [low, high]."""
+    if isinstance(value, (int, float)) and not low <= value <= high:
+        raise errors.MergeError(
+            f"{name}={value} is not between {low} and {high}",
+            hint=f"give {name} as a fraction" if high == 1 else None,
+        )
+
+
+def chosen(name: str, value: Any, *allowed: Any) -> None:
+    """Raises if an option is none of those allowed."""
+    if value not in allowed:
+        raise errors.MergeError(
+            f"{name}={value!r} is not an option", hint=f"one of {', '.join(map(repr, allowed))}"
+        )

@@ -1,0 +1,183 @@
+"""The k largest elements of a leaf, exactly and without sorting.
+
+The k-th magnitude is found digit by digit on the integer view of the absolute
+values, which orders as they do: on CPU by a histogram of 16 bits a pass, on
+accelerators, where scattered additions collide, by counting against 15
+thresholds (4 bits) a pass. Both add up over shards. 32.8 M float32 on two CPU
+cores: sort 16.5 s, bit by bit 1.6 s, histogram 0.27 s.
+
+Ties at the k-th magnitude matter in bfloat16, where many deltas are equal:
+`tie_rule="exact"` keeps exactly k, the lowest flat index first; `">="` keeps
+every tied element.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from vcjax import errors
+from vcjax.merging.counter import flat_index
+
+DIGIT = 16
+TIE_RULES = ("exact", ">=")
+
+
+class Threshold(NamedTuple):
+    """The k-th largest key.
+
+    Attributes:
+        key: its value.
+        above: how many keys are larger.
+        equal: how many keys equal it.
+    """
+
+    key: jax.Array
+    above: jax.Array
+    equal: jax.Array
+
+
+def magnitude_keys(x: jax.Array) -> jax.Array:
+    """Absolute values as unsigned integers that order as they do; NaN is largest."""
+    kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), kind)
+    return bits & np.array((1 << (8 * x.dtype.itemsize - 1)) - 1, kind)
+
+
+def from_keys(keys: jax.Array, dtype: Any) -> jax.Array:
+    """The magnitudes that `magnitude_keys` gave these keys."""
+    return lax.bitcast_convert_type(keys, dtype)
+
+
+def count(density: Any, size: int, rounding: str = "ceil") -> Any:
+    """How many of `size` elements a density keeps.
+
+    Args:
+        density: a Python number, counted exactly, or a traced scalar, counted in
+            float32 (to 1e-7 of the size).
+        size: number of elements.
+        rounding: "ceil", or "floor" as mergekit.
+    """
+    if size >= 2**31:
+        raise errors.MergeError(
+            f"selection among {size} elements in one leaf",
+            hint="2**31 - 1 are the most; stack fewer layers in a leaf",
+        )
+    if isinstance(density, (int, float)):
+        # .07 * 100 is 7.000000000000001: a relative 1e-12 is rounding, not a request.
+        wanted = density * size
+        rounded = (
+            math.ceil(wanted * (1 - 1e-12))
+            if rounding == "ceil"
+            else math.floor(wanted * (1 + 1e-12))
+        )
+        return min(max(rounded, 0), size)
+    wanted = jnp.asarray(density, jnp.float32) * size
+    rounded = (
+        jnp.ceil(wanted * np.float32(1 - 3e-7))
+        if rounding == "ceil"
+        else jnp.floor(wanted * np.float32(1 + 3e-7))
+    )
+    return jnp.clip(rounded, 0, size).astype(jnp.int32)
+
+
+def histogram(keys: jax.Array, shift: int, prefix: jax.Array | None) -> jax.Array:
+    """`int32[65536]`: how often each 16-bit digit occurs at `shift` below `prefix`."""
+    digit = (keys >> shift).astype(jnp.uint32) & np.uint32(0xFFFF)
+    live = jnp.ones(keys.shape, jnp.int32)
+    if prefix is not None:
+        live = ((keys >> (shift + DIGIT)) == prefix).astype(jnp.int32)
+    return jnp.zeros(1 << DIGIT, jnp.int32).at[digit.astype(jnp.int32)].add(live)
+
+
+def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The digit of the `need`-th largest: (digit, how many are above, how many equal)."""
+    at_least = jnp.cumsum(counts[::-1])[::-1]
+    digit = jnp.maximum(jnp.sum(at_least >= need) - 1, 0)
+    return digit, at_least[digit] - counts[digit], counts[digit]
+
+
+def by_histogram(keys: jax.Array, k: jax.Array) -> Threshold:
+    """`kth_largest` by histograms of 16 bits a pass."""
+    bits = 8 * keys.dtype.itemsize
+    prefix, above, equal = None, jnp.int32(0), jnp.int32(0)
+    for shift in range(bits - DIGIT, -1, -DIGIT):
+        digit, more, equal = choose_digit(histogram(keys, shift, prefix), k - above)
+        above = above + more
+        digit = digit.astype(keys.dtype)
+        prefix = digit if prefix is None else (prefix << DIGIT) | digit
+    assert prefix is not None
+    return Threshold(prefix, above, equal)
+
+
+def by_counting(keys: jax.Array, k: jax.Array) -> Threshold:
+    """`kth_largest` by counting against 15 thresholds (4 bits) a pass."""
+    bits = 8 * keys.dtype.itemsize
+    kind = keys.dtype
+
+    def descend(i: jax.Array, prefix: jax.Array) -> jax.Array:
+        shift = jnp.asarray(bits - 4 - 4 * i, kind)
+        digit = jnp.zeros((), kind)
+        for step in range(1, 16):
+            candidate = prefix | (jnp.asarray(step, kind) << shift)
+            digit = digit + (jnp.sum(keys >= candidate, dtype=jnp.int32) >= k).astype(kind)
+        return prefix | (digit << shift)
+
+    key = lax.fori_loop(0, bits // 4, descend, jnp.zeros((), kind))
+    above = jnp.sum(keys > key, dtype=jnp.int32)
+    return Threshold(key, above, jnp.sum(keys == key, dtype=jnp.int32))
+
+
+def kth_largest(keys: jax.Array, k: Any) -> Threshold:
+    """The k-th largest of unsigned integers, k from 1 to their number."""
+    return lax.platform_dependent(
+        keys, jnp.asarray(k, jnp.int32), cpu=by_histogram, default=by_counting
+    )
+
+
+def keep_mask(
+    keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "exact", index: Any = None
+) -> jax.Array:
+    """Where the keys are among the k largest, given the k-th largest.
+
+    Args:
+        keys: unsigned integers.
+        threshold: the k-th largest of them (or of them and others).
+        k: how many to keep.
+        tie_rule: "exact" keeps the lowest flat indices among ties, ">=" keeps all ties.
+        index: `uint32`, the order among ties; the flat index by default.
+    """
+    k = jnp.asarray(k, jnp.int32)
+    tied = keys == threshold.key
+    if tie_rule == ">=":
+        return (keys > threshold.key) | (tied & (k > 0))
+    wanted = k - threshold.above
+
+    def lowest() -> jax.Array:
+        order = flat_index(keys.shape) if index is None else index
+        reversed_order = jnp.where(tied, ~order, jnp.uint32(0))
+        return tied & (reversed_order >= kth_largest(reversed_order, wanted).key) & (wanted > 0)
+
+    taken = lax.cond(threshold.equal > wanted, lowest, lambda: tied)
+    return (keys > threshold.key) | taken
+
+
+def top_mask(x: jax.Array, k: Any, tie_rule: str = "exact") -> jax.Array:
+    """Where `x` is among its k largest magnitudes. No gradient flows through the choice.
+
+    Args:
+        x: floats of any shape.
+        k: how many to keep; may be traced.
+        tie_rule: see `keep_mask`.
+    """
+    keys = magnitude_keys(x)
+    return keep_mask(keys, kth_largest(keys, k), k, tie_rule)
+
+
+def order_statistic(x: jax.Array, rank: Any) -> jax.Array:
+    """The element of this rank (0 is the smallest) among non-negative floats."""
+    keys = magnitude_keys(x)
+    return from_keys(kth_largest(keys, x.size - jnp.asarray(rank, jnp.int32)).key, x.dtype)
