@@ -90,6 +90,16 @@ PICTURES = {
         * a
         """,
     ),
+    "unrelated histories": (
+        {"c": "b", "b": "", "t": "s", "s": ""},
+        """
+        * c
+        * b
+
+        * t
+        * s
+        """,
+    ),
     "fast line over a long branch": (
         {"m": "zd", "d": "c", "c": "b", "b": "z", "z": ""},
         """
@@ -132,7 +142,7 @@ def picture(history: dict[str, str], order: list[str] | None = None) -> str:
 @pytest.mark.parametrize("name", PICTURES)
 def test_picture(name):
     history, expected = PICTURES[name]
-    assert picture(history) == textwrap.dedent(expected).lstrip("\n")
+    assert picture(history) == textwrap.dedent(expected)[1:]
 
 
 def test_a_root_on_the_left_lets_the_others_move_over():

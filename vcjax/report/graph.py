@@ -8,7 +8,7 @@ left). Every line of the picture moves an edge by at most one lane.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,29 @@ def draw(history: Iterable[tuple[str, Sequence[str]]]) -> Iterator[Row]:
         history: (commit, its parents), children before parents.
     """
     lanes: list[str] = []
+    root: tuple[int, Row] | None = None  # lane and row of the last commit, if it was a root
     for commit, parents in history:
-        if commit not in lanes:
+        fresh = commit not in lanes
+        if fresh:
             lanes.append(commit)
         lane = lanes.index(commit)
+        if root is not None:
+            # A tip straight below a root would look like its parent.
+            yield _with_gap(root[1]) if fresh and root[0] == lane else root[1]
         node = _verticals(range(len(lanes)), {lane: "*"})
         opened, edges = _open(lanes, lane, list(dict.fromkeys(parents)))
         lanes, closing = _close(opened)
         width = 2 * max(1 + lane, (len(node) + 1) // 2, len(opened))
-        yield Row(node, (*edges, *closing), _verticals(range(len(lanes)), {}), width)
+        row = Row(node, (*edges, *closing), _verticals(range(len(lanes)), {}), width)
+        root = None if parents else (lane, row)
+        if parents:
+            yield row
+    if root is not None:
+        yield root[1]
+
+
+def _with_gap(row: Row) -> Row:
+    return replace(row, edges=(*row.edges, row.after))
 
 
 def _open(
