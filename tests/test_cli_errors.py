@@ -166,7 +166,7 @@ def raising(error):
 def test_a_defect_is_an_error_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(registry, "load", lambda name: raising(ZeroDivisionError("oops")))
     assert main(["log"]) == 1
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert err.startswith("error: unexpected ZeroDivisionError: oops\nhint: ")
     assert "Traceback" not in err
     assert main(["log", "--debug"]) == 1
