@@ -49,7 +49,8 @@ def run(session: Session) -> int:
         starts += [repo.history.commit(digest) for digest in names]
     commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
     if session.out.json:
-        listed = [report.commit_document(c, names.get(c.digest, ())) for c in commits]
+        full = report.full_names(refs)
+        listed = [report.commit_document(c, full.get(c.digest, ())) for c in commits]
         session.out.document("log", {"commits": listed})
         return 0
     view = _View(names, values.metrics, values.oneline)
