@@ -1,5 +1,6 @@
 """Digests of arrays in host memory: the `blake3` package over zero-copy views."""
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -23,7 +24,9 @@ def hashing_pool() -> ThreadPool:
     is about to exit, when a background commit may still have some to give.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPool(cores or 1)
+    pool = ThreadPool(cores or 1)
+    atexit.register(pool.terminate)
+    return pool
 
 
 def _bytes_view(array: np.ndarray) -> memoryview:
