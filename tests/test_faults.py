@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -132,6 +134,11 @@ def test_missing_and_truncated_files_are_found(damaged, kind, how):
         path.unlink()
     else:
         path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "longer": data + b"x"}[how])
+    if kind in ("chunk", "pack") and how == "longer":
+        # TensorStore reads as many bytes as a chunk has; what follows them is never seen.
+        repo = vcjax.Repository.open(folder)
+        assert all(same(repo.restore(revision), expected) for revision, expected in trees.items())
+        return
     if kind in ("ref", "tag", "log") and how == "missing":
         # Nothing else says that a ref was there, or how far its log went back.
         repo = vcjax.Repository.open(folder)
@@ -372,7 +379,9 @@ NAMES = [
 def test_leaf_names_are_only_names(repo, tmp_path):
     leaves = {name: np.full(300, i, np.float32) for i, name in enumerate(NAMES)}
     big = {name: np.full(20_000, i, np.float32) for i, name in enumerate(NAMES)}
-    before = {path for path in tmp_path.rglob("*") if repo.store.location.folder not in path.parents}
+    before = {
+        path for path in tmp_path.rglob("*") if repo.store.location.folder not in path.parents
+    }
     repo.commit({"small": leaves, "big": big}, "names")
     restored = repo.restore()
     assert same(restored, {"small": leaves, "big": big})
@@ -459,15 +468,13 @@ def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
     repo = vcjax.Repository.init(small_disk / "repo")
     acknowledged = []
     filler = small_disk / "filler"
-    for blocks in range(12):
+    for blocks in range(20):
         filler.unlink(missing_ok=True)
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
+        descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            while True:
+                os.write(descriptor, bytes(4096))
+        os.close(descriptor)
         os.truncate(filler, max(0, filler.stat().st_size - 4096 * blocks))
         try:
             commit = repo.commit({"w": np.full(500, blocks, np.float32)}, str(blocks))
@@ -476,7 +483,7 @@ def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
         acknowledged.append(commit.digest)
     filler.unlink()
     fresh = vcjax.Repository.open(small_disk / "repo")
-    assert 0 < len(acknowledged) < 12
+    assert 0 < len(acknowledged) < 20
     assert fresh.resolve("HEAD").digest == acknowledged[-1]
     assert [commit.digest for commit in fresh.log()] == acknowledged[::-1]
     assert fresh.fsck().ok
@@ -484,19 +491,22 @@ def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
 
 READ_ONLY = """
     import os, sys
+    import vcjax
+    folder = sys.argv[1]
+    vcjax.Repository.open(folder).restore()  # loads what an unprivileged process may not
     if os.getuid() == 0:
         os.setgid(65534)
         os.setuid(65534)
-    import vcjax
-    repo = vcjax.Repository.open(sys.argv[1])
+    repo = vcjax.Repository.open(folder)
     assert repo.restore() == {"w": 1}
     assert [commit.message for commit in repo.log()] == ["kept"]
     for action in (
         lambda: repo.commit({"w": 2}, ""),
+        lambda: repo.commit({"w": 2}, "", branch="new"),
         lambda: repo.branch("x"),
+        lambda: repo.tag("x"),
         lambda: repo.undo(),
         lambda: repo.switch("main"),
-        lambda: repo.commit({"w": list(range(3))}, "", branch="new"),
     ):
         try:
             action()
@@ -510,70 +520,76 @@ READ_ONLY = """
 """
 
 
-def test_a_read_only_folder(repo):
+def test_a_read_only_folder():
     """Reading works, and every change is refused with a hint."""
-    repo.commit({"w": 1}, "kept")
-    folder = repo.store.location.folder
-    for parent in folder.parents[:2]:
-        parent.chmod(0o755)
-    paths = [folder, *folder.rglob("*")]
-    for path in paths:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    try:
-        child = run(READ_ONLY, folder, cwd="/")
-        out, err = child.communicate(timeout=60)
-        if "Permission denied" in err and "vcjax" not in out and "import" in err:
-            pytest.skip("an unprivileged process cannot read this Python")
-        assert out == "ok\n", err
-    finally:
+    with tempfile.TemporaryDirectory() as name:
+        repo = vcjax.Repository.init(Path(name) / "repo")
+        repo.commit({"w": 1}, "kept")
+        paths = [Path(name), *Path(name).rglob("*")]
         for path in paths:
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        try:
+            out, err = run(READ_ONLY, repo.url, cwd="/").communicate(timeout=60)
+        finally:
+            for path in paths:
+                path.chmod(0o755 if path.is_dir() else 0o644)
+    assert out == "ok\n", err
 
 
 KILLED = """
-    import sys
+    import os, sys
     import numpy as np
     import vcjax
-    repo = vcjax.Repository.open(sys.argv[1])
-    seed = int(sys.argv[2])
-    step = 0
-    print("ready", flush=True)
-    while True:
-        tree = {
-            "big": np.full(20_000, seed * 1000 + step, np.float32),
-            "small": np.full(400, step, np.float32),
-            "frozen": np.arange(50_000, dtype=np.float32),
-            "step": step,
-        }
-        commit = repo.commit(tree, f"{seed} {step}", metadata={"step": step})
-        print(commit.digest, flush=True)
-        step += 1
+    import vcjax.tree.flattening, vcjax.repo.committing, vcjax.repo.restoring, vcjax.merging.threeway
+
+    def work(seed):
+        repo = vcjax.Repository.open(sys.argv[1])
+        step = 0
+        while True:
+            tree = {
+                "big": np.full(20_000, seed * 1000 + step, np.float32),
+                "small": np.full(400, step, np.float32),
+                "frozen": np.arange(50_000, dtype=np.float32),
+                "step": step,
+            }
+            commit = repo.commit(tree, f"{seed} {step}", metadata={"step": step})
+            os.write(1, f"{commit.digest}\\n".encode())
+            step += 1
+
+    # Everything is imported and no thread runs yet, so that forking is safe and fast.
+    for seed in range(50):
+        sys.stdin.readline()
+        child = os.fork()
+        if child == 0:
+            work(seed)
+        os.write(1, f"{child}\\n".encode())
+        os.waitpid(child, 0)
+        os.write(1, b"dead\\n")
 """
 
 
 def test_killed_at_fifty_random_points(repo):
     """HEAD and every acknowledged commit are intact, and the next commit works."""
     rng = random.Random(1)
-    starting = [run(KILLED, repo.url, 0)]
+    parent = run(KILLED, repo.url, stdin=subprocess.PIPE)
     acknowledged = []
-    for seed in range(50):
-        child = starting.pop()
-        # The next one imports meanwhile, and waits to be read from.
-        assert child.stdout.readline() == "ready\n", child.stderr.read()
-        time.sleep(rng.uniform(0, 0.06))
-        child.send_signal(signal.SIGKILL)
-        out, _ = child.communicate(timeout=60)
-        # A torn last line was not acknowledged.
-        lines = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
-        acknowledged += [line.strip() for line in lines]
+    for _ in range(50):
+        parent.stdin.write("go\n")
+        parent.stdin.flush()
+        first = parent.stdout.readline()
+        assert first, parent.stderr.read()
+        time.sleep(rng.uniform(0, 0.2))  # the random point
+        os.kill(int(first), signal.SIGKILL)
+        while (line := parent.stdout.readline()) != "dead\n":
+            assert line, parent.stderr.read()
+            acknowledged.append(line.strip())
         fresh = vcjax.Repository.open(repo.url)
         if acknowledged:
             reachable = {commit.digest for commit in fresh.log()}
             assert reachable.issuperset(acknowledged)
             fresh.restore("HEAD")
-        if seed < 49:
-            starting.append(run(KILLED, repo.url, seed + 1))
-    assert acknowledged
+    parent.communicate(timeout=60)
+    assert len(acknowledged) > 20
     fresh = vcjax.Repository.open(repo.url)
     report = fresh.fsck()
     assert report.ok, report.problems
@@ -635,7 +651,7 @@ def test_four_processes_change_their_own_leaves(repo):
     fresh = vcjax.Repository.open(repo.url)
     log = list(fresh.log())
     assert len(log) == 81
-    assert {commit.digest for commit in log}.issuperset(*acknowledged)
+    assert {commit.digest for commit in log}.issuperset(itertools.chain(*acknowledged))
     assert {name: value[0] for name, value in fresh.restore().items()} == {
         str(me): 19.0 for me in range(4)
     }
@@ -651,7 +667,7 @@ def test_four_processes_change_one_leaf(repo):
     fresh = vcjax.Repository.open(repo.url)
     log = [commit.digest for commit in fresh.log()]
     assert len(log) == 81
-    assert set(log).issuperset(*acknowledged)
+    assert set(log).issuperset(itertools.chain(*acknowledged))
     for me, mine in enumerate(acknowledged):
         assert [log.index(name) for name in mine] == sorted(map(log.index, mine), reverse=True)
         for i, name in enumerate(mine):
@@ -735,5 +751,3 @@ def test_interrupted_deletion_is_taken_over(repo, monkeypatch):
     repo.commit({"w": np.arange(20_000.0)}, "three")
     np.testing.assert_array_equal(repo.restore()["w"], np.arange(20_000.0))
     assert repo.fsck().ok
-
-

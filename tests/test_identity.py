@@ -53,8 +53,7 @@ def stored(request, tmp_path_factory):
     """A repository with a large leaf of every dtype, and the tree."""
     repo = vcjax.Repository.init(tmp_path_factory.mktemp("all"), compress=request.param)
     tree = {
-        name: sample(name, (BIG // storage_dtype(name).itemsize // 2, 2))
-        for name in dtypes.names()
+        name: sample(name, (BIG // storage_dtype(name).itemsize // 2, 2)) for name in dtypes.names()
     }
     repo.commit(tree, "every dtype")
     return vcjax.Repository.open(repo.url), tree

@@ -66,28 +66,40 @@ def pack_key(digest: str) -> str:
 
 
 @contextmanager
-def _array_errors(store: Store, key: str) -> Iterator[None]:
-    """Turns TensorStore's errors about one array into ours."""
+def _writing(store: Store, key: str) -> Iterator[None]:
+    """Turns TensorStore's errors in writing an array into ours."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
+    except _TENSORSTORE_ERRORS as error:
         text = str(error)
+        hint = "check that the place exists and that you may write it; no earlier commit is touched"
         if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
-            raise StorageError(
-                f"cannot write {key} in {store.url}: {text}",
-                hint="the disk is full: free space and try again; no earlier commit is touched",
-            ) from error
+            hint = "the disk is full: free space and try again; no earlier commit is touched"
+        raise StorageError(f"cannot write {key} in {store.url}: {text}", hint=hint) from error
+
+
+@contextmanager
+def _reading(store: Store, key: str) -> Iterator[None]:
+    """Turns TensorStore's errors in reading an array into ours."""
+    try:
+        yield
+    except _TENSORSTORE_ERRORS as error:
+        text = str(error)
+        if "Permission denied" in text or "PERMISSION_DENIED" in text or "UNAVAILABLE" in text:
+            raise StorageError(f"cannot read {key} in {store.url}: {text}") from error
         if "NOT_FOUND" in text or "missing" in text:
             raise MissingObjectError(
                 f"{key} in {store.url} lacks a part of its data: {text}",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",
             ) from error
-        if "Permission denied" in text or "Read-only" in text or "UNAVAILABLE" in text:
-            raise StorageError(f"cannot access {key} in {store.url}: {text}") from error
         raise CorruptionError(
             f"{key} in {store.url} is damaged: {text}",
             hint="run `vcjax fsck`; restore the object from a copy of the repository",
         ) from error
+
+
+_TENSORSTORE_ERRORS = (ValueError, OSError, RuntimeError, IndexError)
+"""What TensorStore raises; `NotImplementedError` and `TimeoutError` are among these."""
 
 
 class _ArrayWriter:
@@ -106,7 +118,7 @@ class _ArrayWriter:
         header = arrays.new_header(dtype, array.shape, leaf.digest, self._compress)
         while self._flying and self._in_flight + array.nbytes > IN_FLIGHT_BYTES:
             self._land()
-        with _array_errors(self._store, key):
+        with _writing(self._store, key):
             target = arrays.open_array(self._store, key, header.metadata).result()
             view = arrays.stored_view(array, dtype)
             future = target.write(view, can_reference_source_data_indefinitely=True)
@@ -122,7 +134,7 @@ class _ArrayWriter:
 
     def _land(self) -> None:
         key, leaf, future = self._flying.popleft()
-        with _array_errors(self._store, key):
+        with _writing(self._store, key):
             future.result()
         self._in_flight -= leaf.array.nbytes
         grid = chunk_grid(leaf.array.shape, leaf.array.dtype.itemsize)
@@ -318,7 +330,7 @@ class ObjectStore:
             while flying and in_flight + entry.nbytes > IN_FLIGHT_BYTES:
                 in_flight -= flying[0][1].nbytes
                 yield self._arrived(flying)
-            with _array_errors(self.store, key):
+            with _reading(self.store, key):
                 source = arrays.open_array(self.store, key, header.metadata).result()
                 buffer, future = arrays.read_into(source, entry.spec.shape, entry.spec.dtype)
             flying.append((path, entry, key, buffer, future))
@@ -329,7 +341,7 @@ class ObjectStore:
     def _arrived(self, flying: deque[_Flying]) -> tuple[str, LeafEntry, np.ndarray]:
         path, entry, key, buffer, future = flying.popleft()
         try:
-            with _array_errors(self.store, key):
+            with _reading(self.store, key):
                 future.result()
         except CorruptionError as error:
             error.path = path
@@ -349,7 +361,7 @@ class ObjectStore:
                 path=members[0][0],
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",
             )
-        with _array_errors(self.store, key):
+        with _reading(self.store, key):
             source = arrays.open_array(self.store, key, header.metadata).result()
         spans: list[list[tuple[str, LeafEntry]]] = []
         for path, entry in sorted(members, key=lambda member: _packed(member[1]).offset):
@@ -361,7 +373,7 @@ class ObjectStore:
         for span in spans:
             start = _packed(span[0][1]).offset
             stop = max(_packed(entry).offset + _packed(entry).length for _, entry in span)
-            with _array_errors(self.store, key):
+            with _reading(self.store, key):
                 buffer, future = arrays.read_into(source[start:stop], (stop - start,), "uint8")
                 future.result()
             for path, entry in span:
