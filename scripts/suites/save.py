@@ -19,7 +19,7 @@ CASES = {
     "first save": "498 MB, 148 leaves, nothing stored before",
     "unchanged save": "the same tree again",
     "one layer changed": "one of twelve layers changed",
-    "ten saves, one layer each": "ten such saves one after another; disk is of all ten and the first",
+    "ten saves, one layer each": "ten such saves in a row; disk counts the first save too",
     "restore, like=": "into an abstract tree with shardings",
     "restore": "without a target",
     "small save": "1 MB in 148 leaves; mean of fifty saves, all leaves changed",

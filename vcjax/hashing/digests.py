@@ -9,6 +9,8 @@ import msgpack
 
 DIGEST_BYTES = 32
 
+_PACKER: Callable[..., Any] = msgpack.packb  # its stub says that it may give None
+
 
 @dataclass(frozen=True, slots=True)
 class LeafDigest:
@@ -39,7 +41,7 @@ def canonical_msgpack(value: Any) -> bytes:
 
 def pack(value: Any) -> bytes:
     """`canonical_msgpack` of something whose maps are in order already, or that has none."""
-    return msgpack.packb(value, use_bin_type=True, unicode_errors="surrogatepass")
+    return _PACKER(value, use_bin_type=True, unicode_errors="surrogatepass")
 
 
 def _sorted(value: Any) -> Any:

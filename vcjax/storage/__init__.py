@@ -1,4 +1,4 @@
-"""A key-value store from a URL, with compare-and-set and durable writes; knows nothing of models."""
+"""A key-value store from a URL, with compare-and-set; knows nothing of models."""
 
 import lazy_loader
 
