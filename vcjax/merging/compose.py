@@ -17,7 +17,19 @@ from vcjax.merging.atoms import take_base
 from vcjax.merging.method import MAKERS, METHODS, MergeMethod, Transform, recipe
 from vcjax.merging.view import View
 
-RECIPES = ("atoms", "compose", "elementwise", "geodesic", "sparse")
+RECIPES = (
+    "atoms",
+    "compose",
+    "agreement",
+    "dropping",
+    "elementwise",
+    "geodesic",
+    "masks",
+    "pairwise",
+    "sparse",
+    "spectral",
+    "statistics",
+)
 """The modules of vcjax.merging that hold transforms and recipes."""
 
 

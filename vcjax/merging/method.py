@@ -30,7 +30,7 @@ Locality = Literal["element", "leaf", "model"]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "base", "weights", "agree", "statistics", "seed", "model", "row", "at"],
-    meta_fields=["leaves", "view"],
+    meta_fields=["leaves", "size", "view"],
 )
 @dataclass(frozen=True)
 class Stack:
@@ -48,6 +48,7 @@ class Stack:
         row: position of the first row in the whole leaf (slices see some rows).
         at: position of this leaf among the leaves of the model.
         leaves: how many leaves the model has.
+        size: how many elements the model has.
         view: which axes of the leaf are layers, inputs and outputs.
     """
 
@@ -61,6 +62,7 @@ class Stack:
     row: Any = 0
     at: Any = 0
     leaves: int = 1
+    size: int = 0
     view: View | None = None
 
 

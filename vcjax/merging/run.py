@@ -29,8 +29,10 @@ def run(method: MergeMethod, stacks: list[Stack], dtype: Any = None) -> list[jax
 
 def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[Any]) -> list[Any]:
     """Step by step over all leaves, with the sums that steps ask for in between."""
+    size = sum(stack.values[0].size for stack in stacks)
     stacks = [
-        cast(replace(stack, at=jnp.int32(i), leaves=len(stacks))) for i, stack in enumerate(stacks)
+        cast(replace(stack, at=jnp.int32(i), leaves=len(stacks), size=size))
+        for i, stack in enumerate(stacks)
     ]
     for step in steps:
         totals: tuple[Any, ...] = ()
