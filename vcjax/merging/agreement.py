@@ -1,5 +1,7 @@
 """Methods that ask, element by element, which models changed it: SCE, RAM."""
 
+import functools
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,7 @@ from vcjax.merging.selection import keep_mask, kth_largest, magnitude_keys
 
 def total(values: Any) -> jax.Array:
     """The sum of some arrays."""
-    first, *rest = values
-    return sum(rest, first)
+    return functools.reduce(operator.add, values)
 
 
 def variance_mask(values: tuple[jax.Array, ...], share: Any) -> jax.Array:

@@ -243,7 +243,7 @@ def knots(
 
 @transform("damping", "rtol")
 def least_interference(
-    iterations: int | None = None, damping: float = 1e-6, rtol: float = 1e-5
+    iterations: int | None = None, damping: float = 1e-4, rtol: float = 1e-5
 ) -> Transform:
     """The task matrix that interferes least with all tasks; see `wudi`."""
 
@@ -270,7 +270,7 @@ def least_interference(
 
 @recipe
 def wudi(
-    scale: Any = 1.0, iterations: int | None = None, damping: float = 1e-6, rtol: float = 1e-5
+    scale: Any = 1.0, iterations: int | None = None, damping: float = 1e-4, rtol: float = 1e-5
 ) -> MergeMethod:
     r"""WUDI: the task matrix that interferes least with each task's own row space.
 

@@ -96,7 +96,7 @@ def gram_system(stack: Stack, shrink: Any) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 @transform("damping")
-def gram_mean(shrink: Any = 0.9, damping: float = 1e-6) -> Transform:
+def gram_mean(shrink: Any = 0.9, damping: float = 1e-4) -> Transform:
     """The mean weighted by Gram matrices, solved directly; see `regmean`."""
     checked("shrink", shrink, 0, 1)
 
@@ -111,7 +111,7 @@ def gram_mean(shrink: Any = 0.9, damping: float = 1e-6) -> Transform:
 
 
 @recipe
-def regmean(shrink: Any = 0.9, damping: float = 1e-6) -> MergeMethod:
+def regmean(shrink: Any = 0.9, damping: float = 1e-4) -> MergeMethod:
     r"""RegMean: the linear layer that best agrees with all models on their own inputs.
 
     :math:`W = (\sum w_i Ĝ_i)^{-1} \sum w_i Ĝ_i W_i`, W as `[in, out]`, :math:`Ĝ_i`
