@@ -287,8 +287,21 @@ def test_commit_fields(committed):
     _, folder, commit = committed
     fields = read_object(folder, "commit", commit.digest)
     assert set(fields) == set(
-        "format manifest tree parents author time message metadata metrics "
-        "provenance generation leaves nbytes".split()
+        [
+            "format",
+            "manifest",
+            "tree",
+            "parents",
+            "author",
+            "time",
+            "message",
+            "metadata",
+            "metrics",
+            "provenance",
+            "generation",
+            "leaves",
+            "nbytes",
+        ]
     )
     assert fields["parents"] == []
     assert fields["metadata"] == {"step": 3, "a": [1]}
