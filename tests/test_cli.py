@@ -177,7 +177,12 @@ def test_show(ok, project, document):
     assert 'file:    {"format": "safetensors", "metadata": {"licence": "MIT"}}\n' in text
     assert "the first commit" in ok("show", "HEAD~1")
     assert document("show")["changes"]["changed"] == 2
-    assert document("show", "main~1")["changes"] is None
+    ok("merge", "side", "--resolve=ours")
+    text = ok("show")
+    assert '    "side": 1,\n' in text or '    "side": 1\n' in text
+    assert "head.weight" not in text
+    assert document("show")["commit"]["provenance"]["decisions"]["head.weight"] == "side"
+    assert document("show", "main~2")["changes"] is None
 
 
 def test_ls(ok, project, document):
