@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
 from vcjax.errors import RevisionError
-from vcjax.history import Commit, Head
+from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEADS, check_name
 from vcjax.repo.committing import Base, Change, Committer, default_author
 from vcjax.repo.reading import Reader
@@ -195,13 +195,27 @@ class Writer(Reader):
         What was restored from the tip of the current branch is what the next
         commit to it is taken to change.
         """
-        commit = self.resolve(revision)
+        commit, tip = self._resolve_beside_tip(revision)
         restored = super().restore(commit, like, paths, verify)
-        branch = self.head.branch
-        ref = self.refs.get(HEADS + branch) if branch else None
-        if ref is not None and ref.commit == commit.digest:
-            self._bases[ref.name] = self._base_at(commit.digest)
+        if tip is not None and tip.commit == commit.digest:
+            self._bases[tip.name] = self._base_at(commit.digest)
         return restored
+
+    def _resolve_beside_tip(self, revision: str | Commit) -> tuple[Commit, Ref | None]:
+        """The commit that a revision names, and the tip of the current branch at that moment.
+
+        Were the tip read before or after, a commit that somebody makes in between
+        would be taken for what this writer has seen, and its changes be undone.
+        """
+        while True:
+            tip = self._tip()
+            commit = self.resolve(revision)
+            if self._tip() == tip:
+                return commit, tip
+
+    def _tip(self) -> Ref | None:
+        branch = self.head.branch
+        return None if branch is None else self.refs.get(HEADS + branch)
 
 
 def _details(
