@@ -92,7 +92,7 @@ def measure(repo: "Repository") -> Storage:
 
 def _kinds(store: "Store") -> dict[str, Stored]:
     keys: dict[str, list[str]] = {name: [] for name in KINDS}
-    for key in store.keys():
+    for key in store.keys(""):
         kind = next(name for name, prefix in KINDS.items() if key.startswith(prefix))
         keys[kind].append(key)
     return {
