@@ -412,6 +412,8 @@ FULL = """
     import numpy as np
     import vcjax
     repo = vcjax.Repository.open(sys.argv[1])
+    # Starts the threads: their semaphores are files to the kernel, too.
+    vcjax.Repository.init("memory://warm").commit({"w": np.ones(100_000)}, "warm")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
     try:
@@ -463,6 +465,11 @@ def test_a_full_disk(small_disk):
     assert fresh.fsck().ok
 
 
+def fill(descriptor):
+    while True:
+        os.write(descriptor, bytes(4096))
+
+
 def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
     """Each write of a commit fails once: as little as the ref may not fit any more."""
     repo = vcjax.Repository.init(small_disk / "repo")
@@ -472,8 +479,7 @@ def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
         filler.unlink(missing_ok=True)
         descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            while True:
-                os.write(descriptor, bytes(4096))
+            fill(descriptor)
         os.close(descriptor)
         os.truncate(filler, max(0, filler.stat().st_size - 4096 * blocks))
         try:
@@ -540,7 +546,8 @@ KILLED = """
     import os, sys
     import numpy as np
     import vcjax
-    import vcjax.tree.flattening, vcjax.repo.committing, vcjax.repo.restoring, vcjax.merging.threeway
+    import vcjax.tree.flattening, vcjax.repo.committing, vcjax.repo.restoring
+    import vcjax.merging.threeway
 
     def work(seed):
         repo = vcjax.Repository.open(sys.argv[1])
@@ -578,7 +585,9 @@ def test_killed_at_fifty_random_points(repo):
         parent.stdin.flush()
         first = parent.stdout.readline()
         assert first, parent.stderr.read()
-        time.sleep(rng.uniform(0, 0.2))  # the random point
+        for _ in range(rng.randrange(3)):
+            acknowledged += [parent.stdout.readline().strip()]
+        time.sleep(rng.uniform(0, 0.1))  # the random point
         os.kill(int(first), signal.SIGKILL)
         while (line := parent.stdout.readline()) != "dead\n":
             assert line, parent.stderr.read()
@@ -751,3 +760,20 @@ def test_interrupted_deletion_is_taken_over(repo, monkeypatch):
     repo.commit({"w": np.arange(20_000.0)}, "three")
     np.testing.assert_array_equal(repo.restore()["w"], np.arange(20_000.0))
     assert repo.fsck().ok
+
+
+def test_what_others_commit_during_a_restore_is_not_undone(repo, monkeypatch):
+    """A writer has seen what it restored, not what the branch was at afterwards."""
+    repo.commit({"a": 1, "b": 1}, "base")
+    writer, other = (vcjax.Repository.open(repo.url) for _ in range(2))
+    real = writer.objects.read
+
+    def slow(*arguments, **options):
+        yield from real(*arguments, **options)
+        other.commit({"a": 2, "b": 1}, "meanwhile")
+
+    monkeypatch.setattr(writer.objects, "read", slow)
+    assert writer.restore() == {"a": 1, "b": 1}
+    monkeypatch.undo()
+    writer.commit({"a": 1, "b": 3}, "mine")
+    assert repo.restore() == {"a": 2, "b": 3}

@@ -87,7 +87,11 @@ def test_reading_history_imports_no_jax(repo):
     repo.commit({"w": 1}, "one", metrics={"loss": 2})
     repo.commit({"w": 2}, "two", metrics={"loss": 1})
     done = subprocess.run(
-        [sys.executable, "-c", LIGHT, repo.url], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", LIGHT, repo.url],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "heavy: []\n"
 

@@ -246,6 +246,8 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
                 chosen[path] = getattr(decision, side)
                 break
     undecided = [path for path, node in chosen.items() if _is_undecided(node)]
+    if isinstance(plan.root, Decision) and chosen.get(plan.root.path, plan.root) is ABSENT:
+        undecided.append("the whole tree")
     if undecided:
         raise MergeError(
             f"there is no base to take for {', '.join(undecided)}",
