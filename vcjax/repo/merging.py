@@ -170,28 +170,21 @@ def from_method(
     merged = merging.merge(
         sides, method=method, base=base, key=request.key, weights=request.weights
     )
-    nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
-    manifest = stage(_named(nodes, conflicts), objects)
-    return dict(manifest.leaves)
+    paths = tuple(merged)
+    leaves = tuple(_like(conflicts[path].ours.spec, merged[path]) for path in paths)
+    manifest = stage(tree.Node("dict", paths, leaves), objects)
+    return dict(zip(paths, manifest.root.children, strict=True))
 
 
 _SIDES = ("ours", "theirs")
 
 
-def _named(nodes: Any, conflicts: Mapping[str, Decision]) -> Any:
-    """The merged leaves with the specs (home, Variable type) of our side.
+def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
+    """A merged leaf with the spec (home, dtype, Variable type) of our side.
 
-    The keys of this flat tree are leaf paths and stay unescaped.
+    JAX without 64-bit types computes in narrower ones than a leaf of NumPy may have.
     """
-    leaves = [
-        tree.Leaf(conflicts[path].ours.spec, leaf.data)
-        for path, leaf in zip(nodes.keys, nodes.children, strict=True)
-    ]
-    return tree.Node("dict", nodes.keys, tuple(leaves))
-
-
-def _host(value: Any) -> np.ndarray:
-    return np.asarray(value)
+    return tree.Leaf(spec, np.asarray(value).astype(tree.storage_dtype(spec.dtype), copy=False))
 
 
 def _read(objects: ObjectStore, entries: Mapping[str, LeafEntry]) -> dict[str, Any]:

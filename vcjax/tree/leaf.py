@@ -182,13 +182,12 @@ def canonical(leaf: Leaf, region: tuple[slice, ...] | None = None) -> np.ndarray
 
 def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
     """The data, or a region of them, in host memory."""
-    whole = region is None or tuple(part.stop - part.start for part in region) == data.shape
-    if whole or not is_remote(data):
-        array = np.asarray(data)
-        return array if region is None else array[region]
-    starts = tuple(part.start for part in region)
+    if region is None:
+        return np.asarray(data)
     sizes = tuple(part.stop - part.start for part in region)
-    return np.asarray(_slice(data, starts, sizes))
+    if sizes == data.shape or not is_remote(data):
+        return np.asarray(data)[region]
+    return np.asarray(_slice(data, tuple(part.start for part in region), sizes))
 
 
 # The starts are traced: a leaf's chunks share one compilation.
