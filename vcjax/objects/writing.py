@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vcjax import tree, updates
+from vcjax import tree, updates  # tree.Leaf and tree.canonical load JAX: only on use
 from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
 from vcjax.history import LeafEntry, Packed
 from vcjax.objects import arrays

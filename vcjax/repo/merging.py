@@ -1,6 +1,7 @@
 """Merging commits: find the base, plan from manifests, let a method settle the conflicts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,7 +171,7 @@ def from_method(
         base = _read(objects, {path: d.base for path, d in conflicts.items()})
     # Without this JAX would cut 64-bit leaves to 32 bits; others are computed as they are.
     wide = any(tree.itemsize(d.ours.spec.dtype) == 8 for d in conflicts.values())
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
+    with jax.enable_x64(True) if wide else nullcontext():
         merged = merging.merge(
             sides, method=method, base=base, key=request.key, weights=request.weights
         )
@@ -240,6 +241,8 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
                 chosen[path] = getattr(decision, side)
                 break
     undecided = [path for path, node in chosen.items() if _is_undecided(node)]
+    if isinstance(plan.root, Decision) and chosen.get(plan.root.path, plan.root) is ABSENT:
+        undecided.append("the whole tree")
     if undecided:
         raise MergeError(
             f"there is no base to take for {', '.join(undecided)}",
