@@ -72,26 +72,26 @@ def default_author() -> str:
     return f"{user} <{user}@{socket.gethostname()}>"
 
 
-def stage(root: Any, objects: ObjectStore, known: Mapping[str, LeafEntry]) -> Manifest:
+def stage(root: Any, objects: ObjectStore, before: Manifest | None = None) -> Manifest:
     """Stores the leaves of a flattened tree that are new; its manifest.
 
     Args:
         root: what `vcjax.tree.flatten` gave.
         objects: where to store them.
-        known: {leaf digest: entry} of leaves that are stored and referenced.
+        before: the commit that this one follows: what it has is not stored again,
+            and its leaves are bases for those that replace them.
     """
     check_depth(root)
     leaves = tree.leaf_dict(root)
-    arrays = {
-        path: (leaf.spec, tree.canonical(leaf))
-        for path, leaf in leaves.items()
-        if not leaf.spec.is_value
-    }
-    digests = hashing.digest_arrays((spec.dtype, array) for spec, array in arrays.values())
+    arrays = {path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value}
+    pairs = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in arrays.values())
+    digests = hashing.digest_arrays(pairs)
+    former = before.leaves if before else {}
     staged = (
-        StagedLeaf(spec, digest, array)
-        for (spec, array), digest in zip(arrays.values(), digests, strict=True)
+        StagedLeaf(leaf, digest, former.get(path))
+        for (path, leaf), digest in zip(arrays.items(), digests, strict=True)
     )
+    known = before.locations if before else {}
     entries = dict(zip(arrays, objects.write(staged, known), strict=True))
 
     def entry(path: str, leaf: Any) -> LeafEntry:

@@ -171,7 +171,7 @@ def from_method(
         sides, method=method, base=base, key=request.key, weights=request.weights
     )
     nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
-    manifest = stage(_named(nodes, conflicts), objects, {})
+    manifest = stage(_named(nodes, conflicts), objects)
     return dict(manifest.leaves)
 
 

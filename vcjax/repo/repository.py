@@ -131,8 +131,7 @@ class Repository(Reader):
         numbers = history.checked_metrics(metrics)
         origin = history.checked_metadata(provenance, "provenance")
         name, base = self._target(branch)
-        known = base.manifest.locations if base.manifest else {}
-        manifest = stage(trees.flatten(tree), self.objects, known)
+        manifest = stage(trees.flatten(tree), self.objects, base.manifest)
         change = Change(manifest, message, author or default_author(), checked, numbers, origin)
         return self._publish(name, change, base)
 
