@@ -172,7 +172,8 @@ def from_method(
     )
     nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
     manifest = stage(_named(nodes, conflicts), objects)
-    return dict(manifest.leaves)
+    # Not manifest.leaves: in there, the slashes of these keys are escaped.
+    return dict(zip(nodes.keys, manifest.root.children, strict=True))
 
 
 _SIDES = ("ours", "theirs")
