@@ -106,7 +106,8 @@ def run(session: Session) -> int:
     say(session, "Where to look next")
     session.out.lines(line("  ", command) for command in next_commands(values.folder))
     seconds = time.monotonic() - began
-    session.out.line(f"\nDone in {seconds:.0f} s.")
+    session.out.line()
+    session.out.line(f"Done in {seconds:.0f} s.")
     names = report.decorations(repo.head, repo.refs.under("refs/").values())
     session.out.document(
         "demo",

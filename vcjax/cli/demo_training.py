@@ -24,8 +24,8 @@ class Network(linen.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Scores `[n, 10]` of the ten digits for images `[n, 8, 8]`."""
         x = linen.relu(linen.Conv(32, (3, 3), name="stem")(images[..., None]))
-        x = linen.relu(linen.Conv(64, (3, 3), strides=2, name="body")(x))
-        x = linen.relu(linen.Conv(96, (3, 3), strides=2, name="neck")(x))
+        x = linen.relu(linen.Conv(128, (3, 3), strides=2, name="body")(x))
+        x = linen.relu(linen.Conv(32, (3, 3), strides=2, name="neck")(x))
         return linen.Dense(10, name="head")(x.reshape(len(x), -1))
 
 
