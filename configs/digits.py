@@ -1,4 +1,4 @@
-"""Training a small network on scikit-learn's digits: `scripts/train.py --config=configs/digits.py`."""
+"""A small network on scikit-learn's digits, for `scripts/train.py`."""
 
 from ml_collections import ConfigDict
 

@@ -35,12 +35,13 @@ BASE = flags.DEFINE_string("base", None, "Checkpoint file that the inputs were f
 OUTPUT = flags.DEFINE_string("output", None, "Checkpoint file to write.")
 
 
-def merge_revisions(method: merging.MergeMethod, weights: list[float] | None) -> str:
-    """Merges two lines of a repository; says what came of it."""
-    repo = vcjax.Repository.open(REPO.value)
-    commit = repo.merge(
+def merge_revisions(
+    url: str, theirs: str, method: merging.MergeMethod, weights: list[float] | None
+) -> str:
+    """Merges `theirs` into `--ours`; says what came of it."""
+    commit = vcjax.Repository.open(url).merge(
         OURS.value,
-        THEIRS.value,
+        theirs,
         method=method,
         resolve=dict(rule.rsplit("=", 1) for rule in RULES.value),
         weights=weights,
@@ -50,9 +51,11 @@ def merge_revisions(method: merging.MergeMethod, weights: list[float] | None) ->
     return f"{commit.digest[:8]} {commit.summary}"
 
 
-def merge_files(method: merging.MergeMethod, weights: list[float] | None) -> str:
+def merge_files(
+    inputs: list[str], output: str, method: merging.MergeMethod, weights: list[float] | None
+) -> str:
     """Merges checkpoint files; says what came of it."""
-    first, *rest = (formats.read(path) for path in INPUTS.value)
+    first, *rest = map(formats.read, inputs)
     merged = vcjax.merge(
         [first.tree, *(checkpoint.tree for checkpoint in rest)],
         method,
@@ -60,8 +63,8 @@ def merge_files(method: merging.MergeMethod, weights: list[float] | None) -> str
         weights=weights,
         key=_key(method),
     )
-    formats.write(OUTPUT.value, jax.device_get(merged), first.metadata)
-    return f"{OUTPUT.value}: {method} of {len(rest) + 1} models"
+    formats.write(output, jax.device_get(merged), first.metadata)
+    return f"{output}: {method} of {len(rest) + 1} models"
 
 
 def _key(method: merging.MergeMethod) -> int | None:
@@ -72,14 +75,16 @@ def main(argv: list[str]) -> None:
     """Merges what the flags name."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    revisions, files = bool(REPO.value and THEIRS.value), bool(INPUTS.value and OUTPUT.value)
-    if revisions == files:
-        raise app.UsageError("give --repo, --ours and --theirs, or --inputs and --output")
     config = CONFIG.value
     try:
         method = merging.from_config(config.name, config.parameters.to_dict())
         weights = [float(text) for text in WEIGHTS.value] if WEIGHTS.value else None
-        print((merge_revisions if revisions else merge_files)(method, weights))
+        if REPO.value and THEIRS.value and not INPUTS.value:
+            print(merge_revisions(REPO.value, THEIRS.value, method, weights))
+        elif INPUTS.value and OUTPUT.value and not REPO.value:
+            print(merge_files(INPUTS.value, OUTPUT.value, method, weights))
+        else:
+            raise app.UsageError("give --repo, --ours and --theirs, or --inputs and --output")
     except vcjax.VcjaxError as error:
         sys.exit(f"error: {error}")
 

@@ -9,6 +9,7 @@ seed and the step alone, so the outcome is the same as without the interruption.
 """
 
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,9 +18,8 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from flax.training.train_state import TrainState
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import vcjax
 
@@ -28,6 +28,8 @@ WORKDIR = flags.DEFINE_string("workdir", "digits", "Path or URL of the repositor
 BRANCH = flags.DEFINE_string("branch", "main", "Branch to train on; made at HEAD if there is none.")
 
 Batch = tuple[np.ndarray, np.ndarray]
+Config = Any
+"""An `ml_collections.ConfigDict`, of which every field has a type of its own."""
 
 
 class Network(nn.Module):
@@ -47,19 +49,16 @@ class Network(nn.Module):
         return nn.Dense(10, name="head")(x)
 
 
-def load_data(config: ConfigDict) -> tuple[Batch, Batch]:
+def load_data(config: Config) -> tuple[Batch, Batch]:
     """Images `float32[n, 64]` in [0, 1] and labels `int32[n]`: to train on, and held out."""
     images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(
-        *(np.float32(images / 16), np.int32(labels)),
-        test_size=config.test_fraction,
-        stratify=labels,
-        random_state=config.seed,
-    )
-    return (parts[0], parts[2]), (parts[1], parts[3])
+    images, labels = np.float32(images / 16), np.int32(labels)
+    order = np.random.default_rng(config.seed).permutation(len(images))
+    test, train = np.split(order, [round(config.test_fraction * len(images))])
+    return (images[train], labels[train]), (images[test], labels[test])
 
 
-def create_state(config: ConfigDict) -> TrainState:
+def create_state(config: Config) -> TrainState:
     """A network with random weights, and AdamW."""
     network = Network(tuple(config.features))
     params = network.init(jax.random.key(config.seed), jnp.zeros((1, 64)))["params"]
@@ -88,14 +87,14 @@ def metrics(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
     return {"loss": cross_entropy(state, state.params, batch), "accuracy": accuracy}
 
 
-def batch_at(config: ConfigDict, step: int, data: Batch) -> Batch:
+def batch_at(config: Config, step: int, data: Batch) -> Batch:
     """The batch of a step; the same one whenever it is asked for."""
     random = np.random.default_rng((config.seed, step))
     chosen = random.integers(len(data[0]), size=config.batch_size)
     return data[0][chosen], data[1][chosen]
 
 
-def open_manager(config: ConfigDict, url: str, branch: str) -> vcjax.CheckpointManager:
+def open_manager(config: Config, url: str, branch: str) -> vcjax.CheckpointManager:
     """The repository on the branch to train on."""
     repo = vcjax.Repository.init(url, branch=branch, exist_ok=True)
     if repo.head.branch != branch:
@@ -108,7 +107,7 @@ def open_manager(config: ConfigDict, url: str, branch: str) -> vcjax.CheckpointM
     return vcjax.CheckpointManager(url, options)
 
 
-def train(config: ConfigDict, url: str, branch: str = "main") -> vcjax.Commit:
+def train(config: Config, url: str, branch: str = "main") -> vcjax.Commit:
     """Trains up to `config.steps`, from the latest step that was saved."""
     train_data, test_data = load_data(config)
     state = create_state(config)

@@ -1,7 +1,9 @@
 """What `vcjax demo` trains: a small convolutional network on scikit-learn's digits."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,17 +52,17 @@ def load_digits(seed: int) -> dict[str, Digits]:
     Source: E. Alpaydin and C. Kaynak, 1998, UCI "Optical Recognition of Handwritten
     Digits", of which scikit-learn brings 1797 images.
     """
-    bunch = datasets.load_digits()
-    plain = bunch.images.astype(np.float32) / 16
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    plain = np.float32(pixels / 16).reshape(-1, 8, 8)
     views = {
         "plain": plain,
         "faded": 0.5 + 0.5 * plain,
         "tilted": ndimage.rotate(plain, 30, axes=(1, 2), reshape=False, order=1),
     }
     train, test = model_selection.train_test_split(
-        np.arange(len(plain)), test_size=TEST_FRACTION, stratify=bunch.target, random_state=seed
+        np.arange(len(plain)), test_size=TEST_FRACTION, stratify=labels, random_state=seed
     )
-    labels = bunch.target.astype(np.int32)
+    labels = np.int32(labels)
     return {
         name: Digits((images[train], labels[train]), (images[test], labels[test]))
         for name, images in views.items()
@@ -97,12 +99,16 @@ def train_step(
     return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
 
-@jax.jit
-def _accuracy(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
-    scores = state.apply_fn({"params": state.params}, images)
-    return (scores.argmax(axis=-1) == labels).mean()
+@functools.partial(jax.jit, static_argnames="network")
+def _accuracy(
+    network: Any, params: optax.Params, images: jax.Array, labels: jax.Array
+) -> jax.Array:
+    return (network({"params": params}, images).argmax(axis=-1) == labels).mean()
 
 
 def evaluate(state: TrainState, digits: dict[str, Digits]) -> dict[str, float]:
     """{view of the digits: share of the held-out ones that are recognised}."""
-    return {name: float(_accuracy(state, *view.test)) for name, view in digits.items()}
+    return {
+        name: float(_accuracy(state.apply_fn, state.params, *view.test))
+        for name, view in digits.items()
+    }
