@@ -52,7 +52,7 @@ class Network(nn.Module):
 def load_data(config: Config) -> tuple[Batch, Batch]:
     """Images `float32[n, 64]` in [0, 1] and labels `int32[n]`: to train on, and held out."""
     images, labels = load_digits(return_X_y=True)
-    images, labels = np.float32(images / 16), np.int32(labels)
+    images, labels = np.asarray(images / 16, np.float32), np.asarray(labels, np.int32)
     order = np.random.default_rng(config.seed).permutation(len(images))
     test, train = np.split(order, [round(config.test_fraction * len(images))])
     return (images[train], labels[train]), (images[test], labels[test])

@@ -86,7 +86,7 @@ def _dashed(name: str) -> str:
 
 
 def _suggestion(values: flags.FlagValues, name: str, command: Command) -> str:
-    close = difflib.get_close_matches(name, [n for n in values if len(n) > 1], n=2, cutoff=0.5)
+    close = difflib.get_close_matches(name, [n for n in values if len(n) > 1], n=2, cutoff=0.6)
     if not close:
         return _help(command)
     return f"did you mean {' or '.join(f'--{other}' for other in close)}?"

@@ -38,7 +38,9 @@ def run(session: Session) -> int:
         tree = repo.restore(commit, paths=values.paths)
         form.write(Path(name), tree, _file_metadata(commit, form.name))
     session.out.line(f"Wrote {commit.digest[:8]} to {name}")
-    session.out.document("checkout", {"commit": commit.digest, "file": name, "format": form.name})
+    session.out.document(
+        "checkout", {"commit": commit.digest, "file": name, "file_format": form.name}
+    )
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a command is: its flags, its help text and the function that runs it."""
 
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,18 +58,22 @@ class Command:
         values.set_gnu_getopt(True)
         return values
 
-    def help(self) -> str:
-        """What `vcjax NAME --help` prints."""
+    def help(self, common: bool = True) -> str:
+        """What `vcjax NAME --help` prints.
+
+        Args:
+            common: whether the flags that all commands have are among it.
+        """
         values = self.flag_values()
         parts = [f"usage: vcjax {self.name} [flags] {self.usage}".rstrip(), self.summary]
         if self.details:
             parts += [_wrapped(paragraph) for paragraph in self.details.strip().split("\n\n")]
         shared = common_names()
         own = [flag for flag in unique(values) if flag.name not in shared]
-        common = [flag for flag in unique(values) if flag.name in shared]
         if own:
             parts.append("flags:\n" + "\n".join(map(describe, own)))
-        parts.append("flags of all commands:\n" + "\n".join(map(describe, common)))
+        if common:
+            parts.append(common_help(self.reports))
         return "\n\n".join(parts)
 
 
@@ -97,6 +102,13 @@ def define_common(values: flags.FlagValues, reports: bool = True) -> None:
         "debug", False, "log what is done; show a traceback with errors", flag_values=values
     )
     flags.DEFINE_boolean("help", False, "print this text", short_name="h", flag_values=values)
+
+
+def common_help(reports: bool = True) -> str:
+    """The part of a help text about the flags that all commands have."""
+    values = flags.FlagValues()
+    define_common(values, reports)
+    return "flags of all commands:\n" + "\n".join(map(describe, unique(values)))
 
 
 def common_names() -> set[str]:
@@ -132,7 +144,9 @@ def _value_name(flag: flags.Flag[Any]) -> str:
 
 def describe(flag: flags.Flag[Any]) -> str:
     """A flag with its help, in lines of help text."""
-    text = (flag.help or "").replace("`", "")
+    # absl adds that a flag may be repeated and what an enum may be; our text says both.
+    text = (flag.help or "").partition(";\n    repeat this option")[0].replace("`", "")
+    text = re.sub(r"^<[^>]*>: ", "", text)
     if flag.default not in (None, False, [], ""):
         text += f" (default: {flag.default})"
     lines = textwrap.wrap(text, WIDTH - 6, break_long_words=False)

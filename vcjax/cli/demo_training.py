@@ -53,7 +53,7 @@ def load_digits(seed: int) -> dict[str, Digits]:
     Digits", of which scikit-learn brings 1797 images.
     """
     pixels, labels = datasets.load_digits(return_X_y=True)
-    plain = np.float32(pixels / 16).reshape(-1, 8, 8)
+    plain = np.asarray(pixels / 16, np.float32).reshape(-1, 8, 8)
     views = {
         "plain": plain,
         "faded": 0.5 + 0.5 * plain,
@@ -62,7 +62,7 @@ def load_digits(seed: int) -> dict[str, Digits]:
     train, test = model_selection.train_test_split(
         np.arange(len(plain)), test_size=TEST_FRACTION, stratify=labels, random_state=seed
     )
-    labels = np.int32(labels)
+    labels = np.asarray(labels, np.int32)
     return {
         name: Digits((images[train], labels[train]), (images[test], labels[test]))
         for name, images in views.items()

@@ -86,12 +86,16 @@ def _dispatch(words: list[str], out: Output) -> int:
 
 def _explain(out: Output, message: str, hint: str | None, kind: str) -> None:
     out.document("error", {"error": message, "hint": hint, "kind": kind})
-    first, *rest = message.splitlines() or [""]
-    out.note(Span("error: ", "bold red"), first)
-    for text in rest:
-        out.note(text)
+    _labelled(out, Span("error: ", "bold red"), message)
     if hint:
-        out.note(Span("hint: ", "bold cyan"), hint)
+        _labelled(out, Span("hint: ", "bold cyan"), hint)
+
+
+def _labelled(out: Output, label: Span, text: str) -> None:
+    first, *rest = text.splitlines() or [""]
+    out.note(label, first)
+    for more in rest:
+        out.note(more)
 
 
 def _discard_stdout() -> None:

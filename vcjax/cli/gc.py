@@ -33,7 +33,12 @@ def run(session: Session) -> int:
         f"{len(plan.commits):,} commits, {len(plan.manifests):,} manifests, "
         f"{len(plan.objects):,} objects ({format_bytes(plan.nbytes)})"
     )
-    listed = [("commit", plan.commits), ("manifest", plan.manifests), ("object", plan.objects)]
+    listed = [
+        ("commit", plan.commits),
+        ("manifest", plan.manifests),
+        ("object", plan.objects),
+        ("leftover", plan.leftovers),
+    ]
     lines = [line(f"{kind} {name}") for kind, names in listed for name in names]
     lines.append(line(f"{'Would delete' if values.dry_run else 'Deleted'} {amount}"))
     if plan.spared:

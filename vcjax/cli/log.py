@@ -49,7 +49,8 @@ def run(session: Session) -> int:
         starts += [repo.history.commit(digest) for digest in names]
     commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
     if session.out.json:
-        listed = [report.commit_document(c, names.get(c.digest, ())) for c in commits]
+        full = report.full_names(refs)
+        listed = [report.commit_document(c, full.get(c.digest, ())) for c in commits]
         session.out.document("log", {"commits": listed})
         return 0
     view = _View(names, values.metrics, values.oneline)
@@ -124,9 +125,12 @@ def _logged(session: Session) -> str:
     repo = session.repo
     if len(session.args) > 1:
         raise UsageError("log --reflog takes one branch", hint="run it once for each")
-    short = session.argument(0, repo.head.branch or "")
-    if not short:
+    branch = repo.head.branch
+    if not session.args and branch is not None:
+        return f"refs/heads/{branch}"
+    if not session.args:
         raise RevisionError("HEAD is on no branch", hint="name one: vcjax log --reflog BRANCH")
+    short = session.args[0]
     found = repo.resolver.ref_name(short)
     candidates = [short, f"refs/heads/{short}", f"refs/tags/{short}", f"aliases/{short}"]
     found = found or next((n for n in repo.refs.logged_names() if n in candidates), None)

@@ -86,7 +86,7 @@ def run(session: Session) -> int:
                 author=session.author,
             )
     except errors.ConflictError as error:
-        return _conflict(session, error)
+        return _conflict(session, request, error)
     outcome = _outcome(commit, *before)
     session.out.line(f"{_WORDS[outcome]}: {commit.digest[:8]} {commit.summary}")
     decided = (commit.provenance or {}).get("decisions", {}) if outcome == "merged" else {}
@@ -160,12 +160,13 @@ def _outcome(commit: "Commit", ours: "Commit", theirs: "Commit") -> str:
     return "fast_forward" if commit.digest == theirs.digest else "merged"
 
 
-def _conflict(session: Session, error: "errors.ConflictError") -> int:
+def _conflict(session: Session, request: _Request, error: "errors.ConflictError") -> int:
     """Reports what is left to settle, as a document too."""
     if not session.out.json:
         raise error
-    fields = {"outcome": "conflict", "commit": None, "decisions": {}}
-    session.out.document("merge", {**fields, "conflicts": list(error.paths)})
+    _, _, left = _planned(session, request)
+    fields = {"outcome": "conflict", "commit": None, "decisions": {}, "conflicts": left}
+    session.out.document("merge", fields)
     session.out.note(report.Span("error: ", "bold red"), error.message.partition("\n")[0])
     session.out.note(report.Span("hint: ", "bold cyan"), error.hint or "")
     return 1
@@ -173,19 +174,24 @@ def _conflict(session: Session, error: "errors.ConflictError") -> int:
 
 def _plan(session: Session, request: _Request) -> int:
     """Shows what a merge would do; exit code 1 if conflicts would be left."""
-    from vcjax.repo.merging import chosen_sides  # loads TensorStore
-
-    plan = session.repo.plan_merge(request.ours, request.theirs)
-    settled: dict[str, str] = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
-    if request.method is not None:
-        settled = dict.fromkeys(_numeric(plan), str(request.method.name)) | settled
-    left = [path for path in plan.conflicts if path not in settled]
+    plan, settled, left = _planned(session, request)
     session.out.report(
         "merge_plan",
         {**plan.to_dict(), "settled": settled, "conflicts": left},
         report.merge_plan_lines(plan, settled),
     )
     return 1 if left else 0
+
+
+def _planned(session: Session, request: _Request) -> "tuple[MergePlan, dict[str, str], list[str]]":
+    """The plan, {path of a conflict: what settles it}, and the paths of those left."""
+    from vcjax.repo.merging import chosen_sides  # loads TensorStore
+
+    plan = session.repo.plan_merge(request.ours, request.theirs)
+    settled: dict[str, str] = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
+    if request.method is not None:
+        settled = dict.fromkeys(_numeric(plan), str(request.method.name)) | settled
+    return plan, settled, [path for path in plan.conflicts if path not in settled]
 
 
 def _numeric(plan: "MergePlan") -> list[str]:

@@ -51,7 +51,7 @@ def run(session: Session, kind: RefKind) -> int:
         return _list(session, kind)
     ref = kind.make(session, session.args[0], session.argument(1, "HEAD"), session.flags.force)
     session.out.line(f"{kind.word} {ref.short} is at {ref.commit[:8]}")
-    session.out.document(kind.word, {"name": ref.short, "commit": ref.commit})
+    session.out.document(kind.word, {"name": ref.short, "commit": ref.commit, "deleted": False})
     return 0
 
 
@@ -65,7 +65,7 @@ def _delete(session: Session, kind: RefKind) -> int:
     commit = kind.all(session).get(name, "")
     kind.delete(session, name)
     session.out.line(f"Deleted {kind.word} {name} (was {commit[:8]})")
-    session.out.document(kind.word, {"deleted": name, "commit": commit})
+    session.out.document(kind.word, {"name": name, "commit": commit, "deleted": True})
     return 0
 
 

@@ -11,13 +11,14 @@ def run(session: Session) -> int:
     commit = repo.resolve(session.argument(0, "HEAD"))
     refs = [*repo.refs.under("refs/").values(), *repo.refs.under("aliases/").values()]
     names = report.decorations(repo.head, refs).get(commit.digest, [])
+    full = report.full_names(refs).get(commit.digest, [])
     counts = None
     if commit.parents:
         parent = repo.history.commit(commit.parents[0])
         counts = diffing.compare(repo.manifest(parent).root, repo.manifest(commit).root).counts
     session.out.report(
         "show",
-        {"commit": report.commit_document(commit, names), "changes": counts},
+        {"commit": report.commit_document(commit, full), "changes": counts},
         report.details(commit, names, counts),
     )
     return 0

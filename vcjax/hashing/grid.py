@@ -52,9 +52,7 @@ def chunk_grid(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(-(-length // part) for length, part in pairs)
 
 
-def chunk_slices(
-    shape: tuple[int, ...], itemsize: int, first: int, last: int
-) -> tuple[slice, ...]:
+def chunk_slices(shape: tuple[int, ...], itemsize: int, first: int, last: int) -> tuple[slice, ...]:
     """What chunks `first` … `last` cover of a leaf, as an index of the array.
 
     They must lie in a row along the axis that is cut (see `chunk_runs`).

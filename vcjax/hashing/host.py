@@ -1,9 +1,10 @@
 """Digests of arrays in host memory: the `blake3` package over zero-copy views."""
 
+import atexit
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from multiprocessing.pool import AsyncResult, ThreadPool
 
 import blake3
 import numpy as np
@@ -16,10 +17,16 @@ POOLED_BYTES = 256 * 1024
 
 
 @cache
-def hashing_pool() -> ThreadPoolExecutor:
-    """The thread pool that digests chunks: one thread per usable core."""
+def hashing_pool() -> ThreadPool:
+    """The thread pool that digests chunks: one thread per usable core.
+
+    Not one of `concurrent.futures`: those take no more work once the interpreter
+    is about to exit, when a background commit may still have some to give.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-hash")
+    pool = ThreadPool(cores or 1)
+    atexit.register(pool.terminate)
+    return pool
 
 
 def _bytes_view(array: np.ndarray) -> memoryview:
@@ -50,18 +57,18 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
         leaves: (dtype name, canonical host array) per leaf.
     """
     pool = hashing_pool()
-    pending: list[tuple[str, np.ndarray, list[Future[bytes]]]] = []
+    pending: list[tuple[str, np.ndarray, list[AsyncResult[bytes]]]] = []
     for dtype, array in leaves:
-        futures: list[Future[bytes]] = []
+        futures: list[AsyncResult[bytes]] = []
         if array.nbytes >= POOLED_BYTES:
             view = _bytes_view(array)
             spans = grid.chunk_ranges(array.shape, array.dtype.itemsize)
-            futures = [pool.submit(_digest_range, view, *span) for span in spans]
+            futures = [pool.apply_async(_digest_range, (view, *span)) for span in spans]
         pending.append((dtype, array, futures))
     for dtype, array, futures in pending:
         if not futures:
             yield digest_array(dtype, array)
             continue
-        shape, digests = array.shape, tuple(future.result() for future in futures)
+        shape, digests = array.shape, tuple(future.get() for future in futures)
         chunks = grid.chunk_shape(shape, array.dtype.itemsize)
         yield LeafDigest(leaf_digest(dtype, shape, chunks, digests), digests)

@@ -43,7 +43,8 @@ ZARR_DTYPES = frozenset(
         "float4_e2m1fn",
     ]
 )
-"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as uint8."""
+"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as
+unsigned integers of their width."""
 
 ATTRIBUTE = "vcjax"
 
@@ -157,8 +158,8 @@ class ArrayHeader:
 
 def zarr_dtype(dtype: str) -> str:
     """The zarr v3 data type that a leaf of this dtype is stored as."""
-    name = storage_dtype(dtype).name
-    return name if name in ZARR_DTYPES else "uint8"
+    kind = storage_dtype(dtype)
+    return kind.name if kind.name in ZARR_DTYPES else f"uint{8 * kind.itemsize}"
 
 
 def new_header(
@@ -238,4 +239,4 @@ def aligned_buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 def stored_view(array: np.ndarray, dtype: str) -> np.ndarray:
     """A canonical array in the dtype that zarr stores it as; no copy."""
-    return array if zarr_dtype(dtype) == array.dtype.name else array.view(np.uint8)
+    return array if zarr_dtype(dtype) == array.dtype.name else array.view(zarr_dtype(dtype))

@@ -39,12 +39,15 @@ def pack_key(digest: str) -> str:
 
 
 @contextmanager
-def array_errors(store: Store, key: str, path: str | None = None) -> Iterator[None]:
+def array_errors(
+    store: Store, key: str, path: str | None = None, writing: bool = False
+) -> Iterator[None]:
     """Turns TensorStore's errors about one array into ours.
 
     Args:
         key: where the object is.
         path: leaf path of what is being read, if any.
+        writing: whether it is being written: then the store is at fault, not the object.
     """
     subject = f"{key} in {store.url}" if path is None else f"leaf {path!r}: {key} in {store.url}"
     try:
@@ -55,6 +58,9 @@ def array_errors(store: Store, key: str, path: str | None = None) -> Iterator[No
         text = str(error)
         if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
             hint = "the disk is full: free space and try again; no earlier commit is touched"
+            raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
+        if writing:
+            hint = "check that you may write there; no earlier commit is touched"
             raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
         if "NOT_FOUND" in text or "missing" in text:
             message = f"{subject} lacks a part of its data: {text}"

@@ -114,6 +114,8 @@ class ArrayWriter:
             return None
         chunks = [chunk.hex() for chunk in leaf.digest.chunks]
         chain = read_chain(self._store, before.digest)
+        if not chain:
+            return None
         ends = [chain[0], chain[-1]] if len(chain) > 1 else chain
         bases = [updates.BaseLeaf(head.digest, head.chunks, head.depth) for head in ends]
         return updates.choose_base(chunks, bases)
@@ -135,7 +137,7 @@ class ArrayWriter:
         while self._flying and self._in_flight + nbytes > IN_FLIGHT_BYTES:
             self._land()
         folder = header.array_key(key)
-        with array_errors(self._store, key):
+        with array_errors(self._store, key, writing=True):
             target = arrays.open_array(self._store, folder, header.metadata).result()
             futures = tuple(
                 target[region].write(
@@ -153,7 +155,7 @@ class ArrayWriter:
 
     def _land(self) -> None:
         flight = self._flying.popleft()
-        with array_errors(self._store, flight.key):
+        with array_errors(self._store, flight.key, writing=True):
             for future in flight.futures:
                 future.result()
         self._in_flight -= flight.nbytes

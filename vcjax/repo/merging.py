@@ -172,7 +172,6 @@ def from_method(
     )
     nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
     manifest = stage(_named(nodes, conflicts), objects)
-    # Not manifest.leaves: in there, the slashes of these keys are escaped.
     return dict(zip(nodes.keys, manifest.root.children, strict=True))
 
 
@@ -180,14 +179,16 @@ _SIDES = ("ours", "theirs")
 
 
 def _named(nodes: Any, conflicts: Mapping[str, Decision]) -> Any:
-    """The merged leaves with the specs (home, Variable type) of our side.
+    """The merged leaves with the specs (home, dtype, Variable type) of our side.
 
-    The keys of this flat tree are leaf paths and stay unescaped.
+    The keys of this flat tree are leaf paths and stay unescaped. JAX without
+    64-bit types computes in narrower ones than a leaf of NumPy may have.
     """
-    leaves = [
-        tree.Leaf(conflicts[path].ours.spec, leaf.data)
-        for path, leaf in zip(nodes.keys, nodes.children, strict=True)
-    ]
+    leaves = []
+    for path, leaf in zip(nodes.keys, nodes.children, strict=True):
+        spec = conflicts[path].ours.spec
+        data = np.asarray(leaf.data).astype(tree.storage_dtype(spec.dtype), copy=False)
+        leaves.append(tree.Leaf(spec, data))
     return tree.Node("dict", nodes.keys, tuple(leaves))
 
 

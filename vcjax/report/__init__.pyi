@@ -5,6 +5,7 @@ from .commits import commit_document as commit_document
 from .commits import decorations as decorations
 from .commits import details as details
 from .commits import entry as entry
+from .commits import full_names as full_names
 from .commits import metric_cells as metric_cells
 from .commits import metric_headings as metric_headings
 from .commits import oneline as oneline

@@ -30,6 +30,14 @@ def decorations(head: Head, refs: Iterable[Ref]) -> dict[str, list[str]]:
     return found
 
 
+def full_names(refs: Iterable[Ref]) -> dict[str, list[str]]:
+    """The full names of the refs that point to each commit: {digest: ["refs/heads/main", …]}."""
+    found: dict[str, list[str]] = {}
+    for ref in sorted(refs, key=lambda ref: ref.name):
+        found.setdefault(ref.commit, []).append(ref.name)
+    return found
+
+
 def _prefix(ref: Ref) -> str:
     return next(prefix for prefix in KINDS if ref.name.startswith(prefix))
 
@@ -117,5 +125,5 @@ def _width(name: str) -> int:
 
 
 def commit_document(commit: Commit, names: Sequence[str] = ()) -> dict[str, Any]:
-    """A commit as JSON types: `Commit.to_dict`, its generation and the refs that point to it."""
+    """A commit as JSON types: `Commit.to_dict`, its generation and the full names of its refs."""
     return {**commit.to_dict(), "generation": commit.generation, "refs": list(names)}

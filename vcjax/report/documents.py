@@ -14,6 +14,7 @@ def document(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Numbers that JSON lacks become the strings "NaN", "Infinity" and "-Infinity".
     """
+    assert "format" not in fields, "the document's own field"
     return {"format": f"vcjax.{kind}.{VERSION}", **{k: _standard(v) for k, v in fields.items()}}
 
 

@@ -183,7 +183,7 @@ def canonical(leaf: Leaf, region: tuple[slice, ...] | None = None) -> np.ndarray
 def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
     """The data, or a region of them, in host memory."""
     whole = region is None or tuple(part.stop - part.start for part in region) == data.shape
-    if whole or not (isinstance(data, jax.Array) and is_remote(data)):
+    if whole or not is_remote(data):
         array = np.asarray(data)
         return array if region is None else array[region]
     starts = tuple(part.start for part in region)
@@ -195,6 +195,9 @@ def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
 _slice = jax.jit(jax.lax.dynamic_slice, static_argnums=2)
 
 
-def is_remote(array: jax.Array) -> bool:
-    """Whether an array is in the memory of an accelerator, or of several devices."""
-    return len(array.devices()) > 1 or any(d.platform != "cpu" for d in array.devices())
+def is_remote(data: Any) -> bool:
+    """Whether the data of a leaf are in the memory of an accelerator, or of several devices."""
+    if not isinstance(data, jax.Array):
+        return False
+    devices = data.devices()
+    return len(devices) > 1 or any(device.platform != "cpu" for device in devices)
