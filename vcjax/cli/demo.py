@@ -84,7 +84,7 @@ def run(session: Session) -> int:
     say(session, "5. Share of the held-out digits that each model recognises.")
     session.out.lines(score_lines(scores))
 
-    say(session, "6. Storage and integrity.")
+    say(session, "6. Storage and integrity. Leaves that a save did not change are stored once.")
     storage = measure(repo)
     restored = {
         name: vcjax.diff(model, repo.restore(name, like=model)).is_empty
