@@ -177,7 +177,12 @@ def test_show(ok, project, document):
     assert 'file:    {"format": "safetensors", "metadata": {"licence": "MIT"}}\n' in text
     assert "the first commit" in ok("show", "HEAD~1")
     assert document("show")["changes"]["changed"] == 2
-    assert document("show", "main~1")["changes"] is None
+    ok("merge", "side", "--resolve=ours")
+    text = ok("show")
+    assert '    "side": 1,\n' in text or '    "side": 1\n' in text
+    assert "head.weight" not in text
+    assert document("show")["commit"]["provenance"]["decisions"]["head.weight"] == "side"
+    assert document("show", "main~2")["changes"] is None
 
 
 def test_ls(ok, project, document):
@@ -253,6 +258,58 @@ def test_merge_by_rules(ok, project, document, tmp_path):
     tree = formats.read(tmp_path / "merged.npz").tree
     theirs = formats.read(tmp_path / "theirs.safetensors").tree
     same(tree, {**theirs, "steps": weights()["steps"] + 1})
+
+
+METHODS = {
+    "average": ["--method=average"],
+    "linear": ["--method=linear", "--weights=3,1"],
+    "ties": ["--method=ties(density=0.5)"],
+    "task_arithmetic": ["--method=task_arithmetic", "--method_args=scale=0.5"],
+    "dare_ties": ["--method=dare_ties", "--seed=1"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_merge_by_method(ok, project, document, tmp_path, name):
+    plan = document("merge", "side", "--dry_run", *METHODS[name])
+    assert (plan["settled"], plan["conflicts"]) == ({"head.weight": name}, [])
+    merged = document("merge", "side", *METHODS[name])
+    assert merged["decisions"] == {
+        "encoder.weight": "theirs",
+        "head.weight": "method",
+        "steps": "ours",
+    }
+    ok("checkout", "main", "merged.npz")
+    tree = formats.read(tmp_path / "merged.npz").tree
+    base, head = weights(), tree.pop("head.weight")
+    expected = {"average": 0, "linear": 0.5}.get(name)
+    if expected is not None:
+        np.testing.assert_allclose(head, base["head.weight"] + expected, atol=1e-6)
+    assert np.abs(head - base["head.weight"]).max() < 3
+    same(
+        tree,
+        {
+            "encoder.bias": base["encoder.bias"],
+            "encoder.weight": -base["encoder.weight"],
+            "steps": base["steps"] + 1,
+        },
+    )
+    assert ok("fsck").endswith("all is well\n")
+
+
+def test_merge_of_nested_leaves_by_method(ok, tmp_path):
+    ok("init")
+    for name, value in {"base": 0, "ours": 1, "theirs": 3}.items():
+        tree = {"params": {"a/b": np.full((2, 3), value, np.float32)}}
+        formats.write(tmp_path / f"{name}.msgpack", tree)
+    ok("commit", "base.msgpack")
+    ok("branch", "side")
+    ok("commit", "ours.msgpack")
+    ok("commit", "theirs.msgpack", "--branch=side")
+    assert " 1 method\n" in ok("merge", "side", "--method=average")
+    ok("checkout", "HEAD", "merged.msgpack")
+    merged = formats.read(tmp_path / "merged.msgpack").tree["params"]["a/b"]
+    np.testing.assert_array_equal(merged, np.full((2, 3), 2, np.float32))
 
 
 def test_merge_that_needs_no_commit(ok, project):

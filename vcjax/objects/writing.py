@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vcjax import updates
+from vcjax import tree, updates
 from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
 from vcjax.history import LeafEntry, Packed
 from vcjax.objects import arrays
@@ -23,7 +23,7 @@ from vcjax.objects.layout import (
     pack_key,
 )
 from vcjax.storage import Store
-from vcjax.tree import Leaf, LeafSpec, canonical, itemsize
+from vcjax.tree import LeafSpec, itemsize
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StagedLeaf:
         predecessor: the leaf of the same path in the commit before, if there is one.
     """
 
-    leaf: Leaf
+    leaf: "tree.Leaf"
     digest: LeafDigest
     predecessor: LeafEntry | None = None
 
@@ -82,7 +82,7 @@ class ArrayWriter:
 
     def write_pack(self, leaves: Sequence[StagedLeaf]) -> dict[str, Packed]:
         """Starts writing leaves end to end; where each lies, by leaf digest."""
-        contents = [canonical(leaf.leaf).reshape(-1).view(np.uint8) for leaf in leaves]
+        contents = [tree.canonical(leaf.leaf).reshape(-1).view(np.uint8) for leaf in leaves]
         offsets, end = [], 0
         for content in contents:
             offsets.append(end)
@@ -91,7 +91,7 @@ class ArrayWriter:
         for content, offset in zip(contents, offsets, strict=True):
             buffer[offset : offset + content.size] = content
         spec = LeafSpec("uint8", buffer.shape, "numpy")
-        pack = StagedLeaf(Leaf(spec, buffer), digest_array("uint8", buffer))
+        pack = StagedLeaf(tree.Leaf(spec, buffer), digest_array("uint8", buffer))
         if not is_stored(self._store, pack_key(pack.name)):
             self._write(pack_key(pack.name), pack, None)
         return {
@@ -141,7 +141,7 @@ class ArrayWriter:
             target = arrays.open_array(self._store, folder, header.metadata).result()
             futures = tuple(
                 target[region].write(
-                    arrays.stored_view(canonical(leaf.leaf, region), spec.dtype),
+                    arrays.stored_view(tree.canonical(leaf.leaf, region), spec.dtype),
                     can_reference_source_data_indefinitely=True,
                 )
                 for region in regions
@@ -254,7 +254,7 @@ def entry_of(
     if leaf.name in known:
         return replace(known[leaf.name], spec=leaf.spec)
     if inline:
-        content = canonical(leaf.leaf).tobytes()
+        content = tree.canonical(leaf.leaf).tobytes()
         return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
     chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
     return LeafEntry(leaf.spec, leaf.name, chunks, packed=places.get(leaf.name))
