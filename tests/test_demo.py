@@ -151,10 +151,8 @@ def test_it_replaces_its_own_folder_and_no_other(tmp_path):
         demo.prepare(other)
     assert sorted(other.rglob("*")) == before
     (mine / "notes.txt").write_text("precious")
-    (mine / demo.REPOSITORY).mkdir()
-    with pytest.raises(UsageError, match="not the demo's"):
-        demo.prepare(mine)
-    assert (mine / demo.REPOSITORY).exists()
+    demo.prepare(mine)
+    assert (mine / "notes.txt").read_text() == "precious"
     file = tmp_path / "file"
     file.write_text("precious")
     with pytest.raises(UsageError, match="not the demo's"):

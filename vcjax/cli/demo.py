@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vcjax.cli.demo_training import Digits
 
 REPOSITORY, README = ".vcjax", "README.txt"
-MARK = "This folder was made by `vcjax demo`, which replaces it when it runs again.\n"
+MARK = "Made by `vcjax demo`, which replaces the repository in here when it runs again.\n"
 FROZEN = ("stem", "body")
 TASKS = ("faded", "tilted")
 SAVES = 5
@@ -131,16 +131,16 @@ def run(session: Session) -> int:
 
 
 def prepare(folder: Path) -> Path:
-    """Makes the folder of the demo, in place of that of an earlier one.
+    """Makes the folder of the demo, without the repository of an earlier one.
 
     Raises:
-        UsageError: the folder holds anything that is not the demo's.
+        UsageError: there is a folder with something in it that is not the demo's.
     """
     found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     ours = README in found and (folder / README).read_text(errors="replace").startswith(MARK)
-    if found - {REPOSITORY, README} or (found and not ours) or folder.is_file():
+    if (found and not ours) or folder.is_file():
         raise UsageError(
-            f"{str(folder)!r} holds something that is not the demo's",
+            f"{str(folder)!r} is there already, and is not the demo's",
             hint="name a new folder with --folder=DIR, or move what is there away",
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,8 @@ def next_commands(folder: str) -> list[str]:
         "vcjax show HEAD~1                                # how the merge came about",
         "vcjax diff --stat faded tilted 'params/**'",
         "vcjax checkout best:tilted tilted.safetensors --paths='params/**'",
-        "vcjax merge faded tilted --method='ties(density=0.5)' --rule='opt_state/**=ours'",
+        "vcjax switch faded",
+        "vcjax merge tilted --method='ties(density=0.5)' --rule='opt_state/**=ours'",
         "vcjax undo",
         "vcjax stats",
     ]
