@@ -480,3 +480,19 @@ def test_merged_trees_have_the_digest_of_equal_trees(repo, keys):
     merged = repo.merge("main", "side")
     again = repo.commit({one: 0, two: 1, three: 2}, "again", branch="again")
     assert merged.tree == again.tree
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "dare_ties", "model_stock"])
+def test_64_bit_leaves_are_merged_in_64_bits(name):
+    repo = vcjax.Repository.init(f"memory://wide-{name}")
+    base = np.linspace(0, 1, 300)
+    repo.commit({"w": base})
+    repo.branch("a")
+    repo.branch("b")
+    repo.commit({"w": base + 1e-12}, branch="a")
+    repo.commit({"w": base + 3e-12}, branch="b")
+    method = vcjax.merging.from_config(name)
+    merged = repo.restore(repo.merge("a", "b", method=method, key=0 if method.random else None))
+    change = merged["w"] - base
+    assert merged["w"].dtype == np.float64
+    assert 0 < np.abs(change).max() < 1e-11  # float32 would round by 1e-8

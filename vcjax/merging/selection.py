@@ -92,7 +92,7 @@ def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Arr
     """The digit of the `need`-th largest: (digit, how many are above, how many equal)."""
     # Two levels of 256, since a cumulative sum of 65536 takes XLA long to compile.
     table = counts.reshape(256, 256)
-    high, above_high = choose_among(jnp.sum(table, axis=1), need)
+    high, above_high = choose_among(jnp.sum(table, axis=1, dtype=jnp.int32), need)
     low, above_low = choose_among(table[high], need - above_high)
     return high * 256 + low, above_high + above_low, table[high, low]
 
@@ -100,8 +100,10 @@ def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Arr
 def choose_among(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The largest i with `counts[i:].sum() >= need` (0 if none), and `counts[i + 1:].sum()`."""
     place = jnp.arange(counts.size)
-    at_least = jnp.sum(jnp.where(place[None, :] >= place[:, None], counts[None, :], 0), axis=1)
-    i = jnp.maximum(jnp.sum(at_least >= need) - 1, 0)
+    reached = jnp.where(place[None, :] >= place[:, None], counts[None, :], 0)
+    # Sums would be int64 where JAX has 64-bit types, unlike those of `by_counting`.
+    at_least = jnp.sum(reached, axis=1, dtype=jnp.int32)
+    i = jnp.maximum(jnp.sum(at_least >= need, dtype=jnp.int32) - 1, 0)
     return i, at_least[i] - counts[i]
 
 
