@@ -587,9 +587,14 @@ def test_killed_at_fifty_random_points(repo):
         first = parent.stdout.readline()
         assert first, parent.stderr.read()
         for _ in range(rng.randrange(3)):
-            acknowledged += [parent.stdout.readline().strip()]
+            line = parent.stdout.readline()
+            assert line != "dead\n", parent.communicate(timeout=60)[1]
+            acknowledged += [line.strip()]
         time.sleep(rng.uniform(0, 0.1))  # the random point
-        os.kill(int(first), signal.SIGKILL)
+        try:
+            os.kill(int(first), signal.SIGKILL)
+        except ProcessLookupError:
+            pytest.fail(f"it died of itself: {parent.communicate(timeout=60)[1]}")
         while (line := parent.stdout.readline()) != "dead\n":
             assert line, parent.stderr.read()
             acknowledged.append(line.strip())
