@@ -77,6 +77,8 @@ BAD = {
     "method with code in it": ("merge main --method=f(x=1+g())", 2, "malformed", "ties("),
     "method that is nothing": ("merge main --method=(", 2, "--method=(", "ties("),
     "method arguments alone": ("merge main --method_args=k=1", 2, "needs --method", "--method="),
+    "unknown method": ("merge main --method=tiess", 1, "no merge method 'tiess'", "ties"),
+    "unknown parameter": ("merge main --method=ties(dense=1)", 1, "dense", ""),
     "weights that are words": ("merge main --weights=a,b", 2, "could not convert", "0.7,0.3"),
     "delete without a name": ("branch --delete", 2, "takes one name", "usage: vcjax branch"),
     "create and detach": ("switch x --create --detach", 2, "exclude each other", "leave one"),

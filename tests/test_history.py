@@ -318,7 +318,14 @@ def test_log_of_a_clock_that_goes_backwards(repo, monkeypatch):
 
 F = np.float32
 ZERO, ONE, TWO = F([0, 0]), F([1, 1]), F([2, 2])
-GONE = object()
+
+
+class _Absent:
+    def __repr__(self):
+        return "absent"
+
+
+GONE = _Absent()
 
 
 @pytest.mark.parametrize(

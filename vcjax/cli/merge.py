@@ -1,6 +1,5 @@
 """`vcjax merge`: three-way merge of two lines of development."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,15 +189,13 @@ def _planned(session: Session, request: _Request) -> "tuple[MergePlan, dict[str,
     plan = session.repo.plan_merge(request.ours, request.theirs)
     settled: dict[str, str] = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
     if request.method is not None:
-        settled = dict.fromkeys(_numeric(plan), str(request.method.name)) | settled
+        settled = dict.fromkeys(_mergeable(plan), str(request.method.name)) | settled
     return plan, settled, [path for path in plan.conflicts if path not in settled]
 
 
-def _numeric(plan: "MergePlan") -> list[str]:
-    """The conflicts that a method can settle: between arrays of one shape and dtype."""
-    conflicts = [d for d in plan.decisions if d.verdict == "conflict"]
-    specs: Mapping[str, Any] = {d.path: d.ours.spec for d in conflicts}
-    return [p for p, spec in specs.items() if not spec.is_value and spec.dtype[:4] != "key<"]
+def _mergeable(plan: "MergePlan") -> list[str]:
+    """The conflicts that a method can settle: neither deleted nor of another shape or dtype."""
+    return [decision.path for decision in plan.decisions if decision.verdict == "conflict"]
 
 
 COMMAND = Command(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from vcjax.report.documents import document, dumps
-from vcjax.report.lines import Line, Span, line, plain
+from vcjax.report.lines import Line, Span, escaped, line, plain
 
 
 class Output:
@@ -62,8 +62,9 @@ class Output:
             yield
             return
         from rich.console import Console  # 0.1 s that pipes and scripts need not wait for
+        from rich.text import Text
 
-        with Console(file=sys.stderr).status(text):
+        with Console(file=sys.stderr).status(Text(escaped(text))):
             yield
 
     def _writer(self, stream: TextIO) -> Callable[[Line], None]:

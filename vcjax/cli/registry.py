@@ -10,7 +10,7 @@ GROUPS = {
     "Look": ("log", "show", "ls", "diff"),
     "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
     "Take care": ("fsck", "gc", "stats", "doctor"),
-    "Learn": ("help",),
+    "Learn": ("demo", "help"),
 }
 """{heading in `vcjax help`: names of commands}. A new command is a new file and its name here."""
 

@@ -54,7 +54,8 @@ def side(session: Session, name: str) -> Side:
         if Path(name).is_file():
             return _file_side(name)
         if isinstance(error, RevisionError):
-            error.hint = f"{error.hint or ''} (there is no file of this name either)".strip()
+            either = "there is no file of this name either; globs go after A and B, or into --paths"
+            error.hint = f"{error.hint} ({either})" if error.hint else either
         raise
 
 

@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from vcjax.storage import Store
 
 KINDS = {
-    "leaf objects": ("leaves/", 3),
-    "packs": ("packs/", 3),
-    "manifests": ("manifests/", 3),
-    "commits": ("commits/", 3),
-    "refs": ("refs/", None),
-    "log": ("log/", None),
+    "leaf objects": "leaves/",
+    "packs": "packs/",
+    "manifests": "manifests/",
+    "commits": "commits/",
+    "refs": "refs/",
+    "log": "log/",
+    "other": "",
 }
-"""{what: (prefix of its keys, how many parts of a key name one object; None for all)}."""
+"""{what: prefix of its keys}; the first that fits counts."""
+
+PARTED = ("leaf objects", "packs")
+"""What is stored in several files below one key of three parts."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,22 @@ def measure(repo: "Repository") -> Storage:
         distinct_leaves=len(sizes),
         logical_bytes=sum(commit.nbytes for commit in commits),
         distinct_bytes=sum(sizes.values()),
-        kinds={name: _stored(repo.store, *where) for name, where in KINDS.items()},
+        kinds=_kinds(repo.store),
     )
 
 
-def _stored(store: "Store", prefix: str, parts: int | None) -> Stored:
-    keys = store.keys(prefix)
-    objects = {tuple(key.split("/")[:parts]) for key in keys}
-    return Stored(len(objects), sum(store.size(key) for key in keys))
+def _kinds(store: "Store") -> dict[str, Stored]:
+    keys: dict[str, list[str]] = {name: [] for name in KINDS}
+    for key in store.keys(""):
+        kind = next(name for name, prefix in KINDS.items() if key.startswith(prefix))
+        keys[kind].append(key)
+    return {
+        name: Stored(
+            len({"/".join(key.split("/")[:3]) if name in PARTED else key for key in found}),
+            sum(store.size(key) for key in found),
+        )
+        for name, found in keys.items()
+    }
 
 
 def run(session: Session) -> int:

@@ -1,9 +1,11 @@
 """Merging commits: find the base, plan from manifests, let a method settle the conflicts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from vcjax import merging, tree
@@ -167,9 +169,12 @@ def from_method(
                 hint="use a method that needs none, such as average()",
             )
         base = _read(objects, {path: d.base for path, d in conflicts.items()})
-    merged = merging.merge(
-        sides, method=method, base=base, key=request.key, weights=request.weights
-    )
+    # Without this JAX would cut 64-bit leaves to 32 bits; others are computed as they are.
+    wide = any(tree.itemsize(d.ours.spec.dtype) == 8 for d in conflicts.values())
+    with jax.enable_x64(True) if wide else nullcontext():
+        merged = merging.merge(
+            sides, method=method, base=base, key=request.key, weights=request.weights
+        )
     paths = tuple(merged)
     leaves = tuple(_like(conflicts[path].ours.spec, merged[path]) for path in paths)
     manifest = stage(tree.Node("dict", paths, leaves), objects)
@@ -180,10 +185,7 @@ _SIDES = ("ours", "theirs")
 
 
 def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
-    """A merged leaf with the spec (home, dtype, Variable type) of our side.
-
-    JAX without 64-bit types computes in narrower ones than a leaf of NumPy may have.
-    """
+    """A merged leaf with the spec (home, dtype, Variable type) of our side."""
     return tree.Leaf(spec, np.asarray(value).astype(tree.storage_dtype(spec.dtype), copy=False))
 
 

@@ -1,6 +1,7 @@
 """Commits as text and as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -89,14 +90,23 @@ def details(commit: Commit, names: Sequence[str], counts: Mapping[str, int] | No
         ("Leaves:", f"{commit.leaves:,} ({format_bytes(commit.nbytes)})"),
         ("Changes:", _counts(counts)),
     ]
-    fields += [(f"{key}:", json.dumps(value)) for key, value in commit.metadata.items()]
+    metadata = {key: value for key, value in commit.metadata.items() if key != "step"}
+    fields += [(f"{key}:", json.dumps(value)) for key, value in metadata.items()]
     width = max(len(label) for label, _ in fields) + 1
     lines += [line(f"{label:<{width}}{text}") for label, text in fields]
     if commit.provenance is not None:
         lines += [line(), line("Provenance:")]
-        text = json.dumps(commit.provenance, indent=2)
+        text = json.dumps(_without_leaves(commit.provenance), indent=2)
         lines += [line("  ", part) for part in text.splitlines()]
     return lines
+
+
+def _without_leaves(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A provenance with the decisions of a merge counted, not listed: there is one per leaf."""
+    decisions = provenance.get("decisions")
+    if not isinstance(decisions, dict):
+        return dict(provenance)
+    return {**provenance, "decisions": dict(Counter(map(str, decisions.values())))}
 
 
 def _counts(counts: Mapping[str, int] | None) -> str:
