@@ -587,9 +587,14 @@ def test_killed_at_fifty_random_points(repo):
         first = parent.stdout.readline()
         assert first, parent.stderr.read()
         for _ in range(rng.randrange(3)):
-            acknowledged += [parent.stdout.readline().strip()]
+            line = parent.stdout.readline()
+            assert line != "dead\n", parent.communicate(timeout=60)[1]
+            acknowledged += [line.strip()]
         time.sleep(rng.uniform(0, 0.1))  # the random point
-        os.kill(int(first), signal.SIGKILL)
+        try:
+            os.kill(int(first), signal.SIGKILL)
+        except ProcessLookupError:
+            pytest.fail(f"it died of itself: {parent.communicate(timeout=60)[1]}")
         while (line := parent.stdout.readline()) != "dead\n":
             assert line, parent.stderr.read()
             acknowledged.append(line.strip())
@@ -778,3 +783,19 @@ def test_what_others_commit_during_a_restore_is_not_undone(repo, monkeypatch):
     monkeypatch.undo()
     writer.commit({"a": 1, "b": 3}, "mine")
     assert repo.restore() == {"a": 2, "b": 3}
+
+
+@pytest.mark.parametrize("kind", ["chunk", "header", "pack", "pack header", "manifest", "ref"])
+def test_what_a_killed_writer_left_is_not_mixed_in(tmp_path, kind):
+    """TensorStore does not cut off the temporary file that it finds."""
+    other = vcjax.Repository.init(tmp_path / "other")
+    other.commit(tree(3), "the same leaves")
+    repo = vcjax.Repository.init(tmp_path / "repo")
+    for path in files(tmp_path / "other", kind):
+        stale = tmp_path / "repo" / path.relative_to(tmp_path / "other")
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{stale}.__lock").write_bytes(path.read_bytes() + b"of a killed writer")
+    repo.commit(tree(3), "now")
+    assert same(vcjax.Repository.open(repo.url).restore(), tree(3))
+    assert repo.fsck().ok
+    assert repo.store.leftovers("") == []

@@ -42,24 +42,30 @@ def three_way(base, ours, theirs, side):
 
 @dataclass
 class Branch:
-    """The states that a branch has had: commit digests, None for a deletion; and its undos."""
+    """The states that a branch has had: commit digests, None for a deletion.
+
+    `equals` says of each which state it is: itself, or the one that an undo went
+    back to, so that undoing again goes one before that.
+    """
 
     states: list = field(default_factory=list)
-    position: int = -1  # of the state that the present one equals; undo goes one before it
+    equals: list = field(default_factory=list)
 
     @property
     def tip(self):
         return self.states[-1] if self.states else None
 
     def move(self, digest):
+        self.equals.append(len(self.states))
         self.states.append(digest)
-        self.position = len(self.states) - 1
 
     def undo(self):
-        target = self.position - 1
-        digest = self.states[target] if target >= 0 else None
-        self.states.append(digest)
-        self.position = target if digest is not None else len(self.states) - 1
+        target = self.equals[-1] - 1
+        if target < 0 or self.states[target] is None:
+            self.move(None)
+        else:
+            self.states.append(self.states[target])
+            self.equals.append(self.equals[target])
 
 
 class RepositoryMachine(RuleBasedStateMachine):

@@ -138,6 +138,7 @@ class ArrayWriter:
             self._land()
         folder = header.array_key(key)
         with array_errors(self._store, key, writing=True):
+            self._store.empty_leftovers(key)
             target = arrays.open_array(self._store, folder, header.metadata).result()
             futures = tuple(
                 target[region].write(
