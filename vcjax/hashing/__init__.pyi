@@ -1,3 +1,4 @@
+from .blake3 import blake3_device as blake3_device
 from .digests import LeafDigest as LeafDigest
 from .digests import canonical_msgpack as canonical_msgpack
 from .digests import checksum as checksum
