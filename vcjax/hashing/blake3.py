@@ -25,8 +25,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, UInt8, UInt32
+from jax import Array, lax
 
 LANE_BYTES = 1024
 """Bytes that one lane of a tile hashes: a chunk, in the words of the BLAKE3 paper."""
@@ -48,15 +47,17 @@ _ROUNDS = 7
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 
-Words = UInt32[Array, "..."]
-Compress = Callable[[Words, Words, Words, Words, Words], Words]
+Vectors = tuple[Array, ...]
+"""The words of a value, each for n lanes: uint32 `[n]`."""
+
+Compress = Callable[[Vectors, Vectors, Array, Array, Array], Vectors]
 
 
-def _rotate(x: Words, bits: int) -> Words:
+def _rotate(x: Array, bits: int) -> Array:
     return (x >> np.uint32(bits)) | (x << np.uint32(32 - bits))
 
 
-def _mix(a: Words, b: Words, c: Words, d: Words, x: Words, y: Words) -> tuple[Words, ...]:
+def _mix(a: Array, b: Array, c: Array, d: Array, x: Array, y: Array) -> tuple[Array, ...]:
     """The function G of the paper (section 2.2)."""
     a = a + b + x
     d = _rotate(d ^ a, 16)
@@ -70,7 +71,7 @@ def _mix(a: Words, b: Words, c: Words, d: Words, x: Words, y: Words) -> tuple[Wo
 
 
 @jax.jit  # traced once for seven rounds
-def _round(state: list[Words], message: list[Words]) -> list[Words]:
+def _round(state: list[Array], message: list[Array]) -> list[Array]:
     for step, places in enumerate(_COLUMNS + _DIAGONALS):
         mixed = _mix(*(state[i] for i in places), message[2 * step], message[2 * step + 1])
         for i, word in zip(places, mixed, strict=True):
@@ -79,24 +80,25 @@ def _round(state: list[Words], message: list[Words]) -> list[Words]:
 
 
 def compress_unrolled(
-    chaining: UInt32[Array, "8 n"],
-    message: UInt32[Array, "16 n"],
-    counter: UInt32[Array, " n"],
-    length: UInt32[Array, " n"],
-    flags: UInt32[Array, " n"],
-) -> UInt32[Array, "8 n"]:
+    chaining: Vectors, message: Vectors, counter: Array, length: Array, flags: Array
+) -> Vectors:
     """The compression function, as 1,200 elementwise operations on vectors of n lanes.
 
-    All sixteen words of a lane's state fit into the registers of one thread, so
-    this is the form for GPUs. XLA takes long to compile it for a CPU (7 s).
+    All sixteen words of a lane's state fit into the registers of one thread, and
+    XLA makes one kernel of it, so this is the form for GPUs. (Given and returned
+    as arrays `[8, n]`, it became two kernels that pass the state through memory.)
+    For CPUs XLA takes long to compile it: 7 s.
 
     Args:
-        chaining: chaining values.
-        message: blocks of 64 bytes, as little-endian words.
+        chaining: chaining values, 8 words.
+        message: blocks of 64 bytes, 16 little-endian words.
         counter: number of the lane in its message; 0 for parents. (The upper
             word of the counter is 0: messages are shorter than 4 TiB.)
         length: bytes in the block, 0 to 64.
         flags: of `CHUNK_START`, `CHUNK_END`, `PARENT`, `ROOT`.
+
+    Returns:
+        New chaining values, 8 words.
     """
     fixed = [jnp.full_like(counter, np.uint32(word)) for word in _IV[:4]]
     state = [*chaining, *fixed, counter, jnp.zeros_like(counter), length, flags]
@@ -104,26 +106,23 @@ def compress_unrolled(
     for _ in range(_ROUNDS):
         state = _round(state, words)
         words = [words[i] for i in _PERMUTATION]
-    return jnp.stack([state[i] ^ state[i + 8] for i in range(8)])
+    return tuple(state[i] ^ state[i + 8] for i in range(8))
 
 
 def compress_rolled(
-    chaining: UInt32[Array, "8 n"],
-    message: UInt32[Array, "16 n"],
-    counter: UInt32[Array, " n"],
-    length: UInt32[Array, " n"],
-    flags: UInt32[Array, " n"],
-) -> UInt32[Array, "8 n"]:
+    chaining: Vectors, message: Vectors, counter: Array, length: Array, flags: Array
+) -> Vectors:
     """The same function as a loop of seven rounds over arrays of four rows.
 
     A fiftieth of the operations of `compress_unrolled`, so that it compiles
     fast; intermediate states go through memory. The form for CPUs.
     """
-    fixed = jnp.broadcast_to(jnp.asarray(_IV[:4], jnp.uint32)[:, None], (4, counter.shape[0]))
+    above, below = jnp.stack(chaining[:4]), jnp.stack(chaining[4:])
+    fixed = jnp.broadcast_to(np.asarray(_IV[:4], np.uint32)[:, None], above.shape)
     last = jnp.stack([counter, jnp.zeros_like(counter), length, flags])
     permutation = np.asarray(_PERMUTATION)
 
-    def one_round(_: int, carry: tuple[Words, ...]) -> tuple[Words, ...]:
+    def one_round(_: int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         a, b, c, d, m = carry
         a, b, c, d = _mix(a, b, c, d, m[0:8:2], m[1:8:2])
         b, c, d = (jnp.roll(x, -by, axis=0) for x, by in ((b, 1), (c, 2), (d, 3)))
@@ -131,19 +130,19 @@ def compress_rolled(
         b, c, d = (jnp.roll(x, by, axis=0) for x, by in ((b, 1), (c, 2), (d, 3)))
         return a, b, c, d, m[permutation]
 
-    state = (chaining[:4], chaining[4:], fixed, last, message)
+    state = (above, below, fixed, last, jnp.stack(message))
     a, b, c, d, _ = lax.fori_loop(0, _ROUNDS, one_round, state)
-    return jnp.concatenate([a ^ c, b ^ d])
+    return (*(a ^ c), *(b ^ d))
+
+
+def _initial(like: Array) -> Vectors:
+    return tuple(jnp.full_like(like, np.uint32(word)) for word in _IV)
 
 
 def _hash_lanes(
-    compress: Compress,
-    tile: UInt32[Array, "16 16 16 S"],
-    position: UInt32[Array, " S"],
-    count: UInt32[Array, " S"],
-    last: UInt32[Array, " S"],
-) -> UInt32[Array, "8 T"]:
-    """The chaining value of every lane."""
+    compress: Compress, tile: Array, position: Array, count: Array, last: Array
+) -> Vectors:
+    """The chaining value of every lane, 8 words `[T]`."""
     row = lax.broadcasted_iota(jnp.uint32, (SLOT_LANES, position.shape[0]), 0)
     lane = (row + np.uint32(SLOT_LANES) * position).reshape(-1)
     count = jnp.tile(count, SLOT_LANES)
@@ -152,16 +151,18 @@ def _hash_lanes(
     end = jnp.where(count == 1, CHUNK_END | ROOT, CHUNK_END)
     blocks = tile.reshape(16, 16, -1)
 
-    def one_block(index: Array, chaining: Words) -> Words:
+    def one_block(index: Array, chaining: Vectors) -> Vectors:
         block = jnp.asarray(index, jnp.uint32)
         message = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
-        length = jnp.clip(size, 64 * block, 64 * block + 64) - 64 * block
+        begin = np.uint32(64) * block
+        length = jnp.clip(size, begin, begin + np.uint32(64)) - begin
         flags = jnp.where(block == final, end, np.uint32(0))
         flags = jnp.where(block == 0, flags | CHUNK_START, flags)
-        return jnp.where(block <= final, compress(chaining, message, lane, length, flags), chaining)
+        words = tuple(message[i] for i in range(16))
+        new = compress(chaining, words, lane, length, flags)
+        return tuple(jnp.where(block <= final, *pair) for pair in zip(new, chaining, strict=True))
 
-    start = jnp.asarray(_IV, jnp.uint32)[:, None]
-    return lax.fori_loop(0, 16, one_block, jnp.broadcast_to(start, (8, lane.shape[0])))
+    return lax.fori_loop(0, 16, one_block, _initial(lane))
 
 
 def _tree_steps(slots: int, levels: int) -> np.ndarray:
@@ -170,50 +171,46 @@ def _tree_steps(slots: int, levels: int) -> np.ndarray:
     for level in range(levels):
         half = 1 << level
         if half < SLOT_LANES:
-            for row in range(0, SLOT_LANES, 2 * half):
-                steps.append((row * slots, (row + half) * slots, half))
+            rows = range(0, SLOT_LANES, 2 * half)
+            steps += [(row * slots, (row + half) * slots, half) for row in rows]
         else:
             steps.append((0, half // SLOT_LANES, half))
     return np.asarray(steps, np.int32).reshape(-1, 3)
 
 
 def _join_lanes(
-    compress: Compress,
-    nodes: UInt32[Array, "8 T"],
-    position: UInt32[Array, " S"],
-    count: UInt32[Array, " S"],
-    levels: int,
-) -> UInt32[Array, "8 S"]:
-    """The root of every message, in the column of its first slot."""
+    compress: Compress, nodes: Vectors, position: Array, count: Array, levels: int
+) -> Vectors:
+    """The root of every message, in the column of its first slot, 8 words `[S]`."""
     slots = position.shape[0]
-    start = jnp.broadcast_to(jnp.asarray(_IV, jnp.uint32)[:, None], (8, slots))
     zero = jnp.zeros_like(position)
     length = jnp.full_like(position, np.uint32(64))
 
-    def one_step(nodes: Words, step: Array) -> tuple[Words, None]:
+    def one_step(nodes: Vectors, step: Array) -> tuple[Vectors, None]:
         first, partner, half = step[0], step[1], step[2].astype(jnp.uint32)
-        left = lax.dynamic_slice_in_dim(nodes, first, slots, axis=1)
-        right = lax.dynamic_slice_in_dim(nodes, partner, slots, axis=1)
-        row = (first // slots).astype(jnp.uint32)
-        lane = position * np.uint32(SLOT_LANES) + row
-        is_root = (lane == 0) & (count <= 2 * half)
-        flags = jnp.where(is_root, PARENT | ROOT, PARENT)
-        parent = compress(start, jnp.concatenate([left, right]), zero, length, flags)
-        joins = (lane % (2 * half) == 0) & (lane + half < count)
-        joined = jnp.where(joins, parent, left)
-        return lax.dynamic_update_slice_in_dim(nodes, joined, first, axis=1), None
+        left = tuple(lax.dynamic_slice_in_dim(word, first, slots) for word in nodes)
+        right = tuple(lax.dynamic_slice_in_dim(word, partner, slots) for word in nodes)
+        lane = position * np.uint32(SLOT_LANES) + (first // slots).astype(jnp.uint32)
+        both = np.uint32(2) * half
+        flags = jnp.where((lane == 0) & (count <= both), PARENT | ROOT, PARENT)
+        parent = compress(_initial(zero), left + right, zero, length, flags)
+        joins = (lane % both == 0) & (lane + half < count)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(word, jnp.where(joins, new, old), first, axis=0)
+            for word, new, old in zip(nodes, parent, left, strict=True)
+        ), None
 
     nodes, _ = lax.scan(one_step, nodes, _tree_steps(slots, levels))
-    return nodes[:, :slots]
+    return tuple(word[:slots] for word in nodes)
 
 
 def hash_tile(
-    tile: UInt32[Array, "16 16 16 S"],
-    messages: UInt32[Array, "3 S"],
+    tile: Array,
+    messages: Array,
     *,
     levels: int,
     unrolled: bool,
-) -> UInt32[Array, "8 S"]:
+) -> Array:
     """The digests of all messages in a tile.
 
     Args:
@@ -226,12 +223,12 @@ def hash_tile(
         unrolled: which form of the compression function (see above).
 
     Returns:
-        Words of the digests. A message's stands in the column of its first slot.
+        Array of the digests. A message's stands in the column of its first slot.
     """
     compress = compress_unrolled if unrolled else compress_rolled
     position, count, last = messages
     nodes = _hash_lanes(compress, tile, position, count, last)
-    return _join_lanes(compress, nodes, position, count, levels)
+    return jnp.stack(_join_lanes(compress, nodes, position, count, levels))
 
 
 def lanes_of(nbytes: int) -> int:
@@ -239,17 +236,17 @@ def lanes_of(nbytes: int) -> int:
     return max(1, -(-nbytes // LANE_BYTES))
 
 
-def to_tile(words: UInt32[Array, "lanes 256"]) -> UInt32[Array, "16 16 16 slots"]:
+def to_tile(words: Array) -> Array:
     """Lanes in the order of their message, as a tile; their number is a multiple of 16."""
     return words.reshape(-1, SLOT_LANES, 16, 16).transpose(2, 3, 1, 0)
 
 
-def from_bytes(x: UInt8[Array, " n"]) -> UInt32[Array, " n/4"]:
+def from_bytes(x: Array) -> Array:
     """Little-endian words of bytes, whose number is a multiple of 4."""
     return lax.bitcast_convert_type(x.reshape(-1, 4), jnp.uint32)
 
 
-def to_bytes(words: UInt32[Array, " n"]) -> UInt8[Array, " 4*n"]:
+def to_bytes(words: Array) -> Array:
     """The bytes of little-endian words."""
     return lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
 
@@ -262,15 +259,13 @@ def bucket(lanes: int) -> int:
     return size
 
 
-def _message_table(slots: int, lanes: Array, last: Array) -> UInt32[Array, "3 S"]:
+def _message_table(slots: int, lanes: Array, last: Array) -> Array:
     position = lax.iota(jnp.uint32, slots)
     return jnp.stack([position, jnp.full_like(position, lanes), jnp.full_like(position, last)])
 
 
 @functools.partial(jax.jit, static_argnames="unrolled")
-def _digest_padded(
-    data: UInt8[Array, " n"], lanes: Array, last: Array, *, unrolled: bool | None
-) -> UInt8[Array, " 32"]:
+def _digest_padded(data: Array, lanes: Array, last: Array, *, unrolled: bool | None) -> Array:
     tile = to_tile(from_bytes(data).reshape(-1, 256))
     slots = tile.shape[-1]
     levels = (SLOT_LANES * slots - 1).bit_length()
@@ -287,7 +282,7 @@ def _digest_padded(
     return to_bytes(digests[:, 0])
 
 
-def blake3_device(x: UInt8[Array, " n"]) -> UInt8[Array, " 32"]:
+def blake3_device(x: Array) -> Array:
     """BLAKE3-256 of some bytes, computed where they are. Can be called under `jax.jit`.
 
     Args:
