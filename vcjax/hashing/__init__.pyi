@@ -14,3 +14,9 @@ from .grid import chunk_ranges as chunk_ranges
 from .grid import chunk_shape as chunk_shape
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
+from .leaves import digest_leaves as digest_leaves
+from .leaves import tree_digests as tree_digests
+from .memo import DigestMemo as DigestMemo
+from .speed import Speed as Speed
+from .speed import faster_backend as faster_backend
+from .speed import speed_report as speed_report

@@ -194,6 +194,8 @@ def _join_lanes(
         both = np.uint32(2) * half
         flags = jnp.where((lane == 0) & (count <= both), PARENT | ROOT, PARENT)
         parent = compress(_initial(zero), left + right, zero, length, flags)
+        # Else XLA may repeat the compression in the updates of all eight words.
+        parent = lax.optimization_barrier(parent)
         joins = (lane % both == 0) & (lane + half < count)
         return tuple(
             lax.dynamic_update_slice_in_dim(word, jnp.where(joins, new, old), first, axis=0)

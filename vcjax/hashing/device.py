@@ -8,11 +8,11 @@ shape and dtype of regions.
 """
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +77,8 @@ def digest_on_devices(leaves: Iterable[tuple[str, Array]]) -> list[LeafDigest]:
     # Without x64, JAX would cut 64-bit arrays that were made with it in half.
     with jax.enable_x64(True):
         chains = [_chain(*item) for item in _tasks(leaves).items()]
-        for tasks, nodes in (pair for chain in chains for pair in chain):
-            _collect(tasks, np.asarray(nodes), found)
+    for content, digests in itertools.chain(*chains):
+        _collect(content, np.asarray(digests), found)
     return [
         _leaf_digest(dtype, array.shape, chunks)
         for (dtype, array), chunks in zip(leaves, found, strict=True)
@@ -98,7 +98,10 @@ def _tasks(leaves: Sequence[tuple[str, Array]]) -> dict[jax.Device, list[_Task]]
     for number, (dtype, array) in enumerate(leaves):
         size = canonical_itemsize(dtype)
         chunk = math.prod(grid.chunk_shape(array.shape, size))
-        shards = [(shard.device, _box(shard.index, array.shape), shard) for shard in _shards(array)]
+        shards = [
+            (shard.device, _box(shard.index, array.shape), shard)
+            for shard in array.addressable_shards
+        ]
         for region in regions(array.shape, size, tuple(box for _, box, _ in shards)):
             candidates = region.holders or [
                 i for i, (_, box, _) in enumerate(shards) if overlap(box, region.box)
@@ -114,10 +117,6 @@ def _tasks(leaves: Sequence[tuple[str, Array]]) -> dict[jax.Device, list[_Task]]
             load[device] += task.slots
             work[device].append(task)
     return work
-
-
-def _shards(array: Array) -> list[Any]:
-    return array.addressable_shards
 
 
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
@@ -146,7 +145,7 @@ def _chain(device: jax.Device, tasks: list[_Task]) -> list[tuple[list[tuple[_Tas
                 tile = _place(tile, source, where, shape=task.region.shape, chunk=task.chunk)
             table, first = _table(slots, content)
             levels = min(TREE_LEVELS, (lanes - 1).bit_length())
-            digests = _hash(tile, table, first, levels=levels, unrolled=unrolled)
+            digests = _pick(_hash(tile, table, levels=levels, unrolled=unrolled), first)
             digests.copy_to_host_async()
             results.append((content, digests))
             tiles[lanes] = tile
@@ -191,7 +190,8 @@ def _table(slots: int, content: list[tuple[_Task, int]]) -> tuple[np.ndarray, np
             table[2, slot:stop] = nbytes - blake3.LANE_BYTES * (lanes - 1)
             firsts.append(slot)
             slot = stop
-    return table, np.asarray(firsts, np.int32)
+    padding = [0] * ((1 << (len(firsts) - 1).bit_length()) - len(firsts))
+    return table, np.asarray(firsts + padding, np.int32)
 
 
 def _collect(
@@ -249,7 +249,8 @@ def _place(
     parts = [flat[:full].reshape(-1, chunk)] if full else []
     parts.append(flat[full:].reshape(1, -1))
     lanes = jnp.concatenate([_lanes(part) for part in parts])
-    return lax.dynamic_update_slice(tile, blake3.to_tile(lanes), [0, 0, 0, where[-1]])
+    zero = jnp.zeros_like(where[-1])
+    return lax.dynamic_update_slice(tile, blake3.to_tile(lanes), [zero, zero, zero, where[-1]])
 
 
 def _lanes(messages: Array) -> Array:
@@ -295,7 +296,9 @@ def _whole_bytes(x: Array) -> Array:
     return x.astype(jnp.uint8)
 
 
-@functools.partial(jax.jit, static_argnames=("levels", "unrolled"))
-def _hash(tile: Array, table: Array, first: Array, *, levels: int, unrolled: bool) -> Array:
-    digests = blake3.hash_tile(tile, table, levels=levels, unrolled=unrolled)
+_hash = jax.jit(blake3.hash_tile, static_argnames=("levels", "unrolled"))
+
+
+@jax.jit
+def _pick(digests: Array, first: Array) -> Array:
     return digests[:, first]
