@@ -180,30 +180,27 @@ def _tree_steps(slots: int, levels: int) -> np.ndarray:
 
 def _join_lanes(
     compress: Compress, nodes: Vectors, position: Array, count: Array, levels: int
-) -> Vectors:
-    """The root of every message, in the column of its first slot, 8 words `[S]`."""
+) -> Array:
+    """The root of every message, in the column of its first slot, `[8, S]`."""
     slots = position.shape[0]
     zero = jnp.zeros_like(position)
     length = jnp.full_like(position, np.uint32(64))
 
-    def one_step(nodes: Vectors, step: Array) -> tuple[Vectors, None]:
+    def one_step(nodes: Array, step: Array) -> tuple[Array, None]:
         first, partner, half = step[0], step[1], step[2].astype(jnp.uint32)
-        left = tuple(lax.dynamic_slice_in_dim(word, first, slots) for word in nodes)
-        right = tuple(lax.dynamic_slice_in_dim(word, partner, slots) for word in nodes)
+        left = lax.dynamic_slice_in_dim(nodes, first, slots, axis=1)
+        right = lax.dynamic_slice_in_dim(nodes, partner, slots, axis=1)
         lane = position * np.uint32(SLOT_LANES) + (first // slots).astype(jnp.uint32)
         both = np.uint32(2) * half
         flags = jnp.where((lane == 0) & (count <= both), PARENT | ROOT, PARENT)
-        parent = compress(_initial(zero), left + right, zero, length, flags)
-        # Else XLA may repeat the compression in the updates of all eight words.
-        parent = lax.optimization_barrier(parent)
-        joins = (lane % both == 0) & (lane + half < count)
-        return tuple(
-            lax.dynamic_update_slice_in_dim(word, jnp.where(joins, new, old), first, axis=0)
-            for word, new, old in zip(nodes, parent, left, strict=True)
-        ), None
+        parent = compress(_initial(zero), (*left, *right), zero, length, flags)
+        # Else XLA repeats the compression for each of the eight words (80 s to compile for a GPU).
+        parent = jnp.stack(lax.optimization_barrier(parent))
+        joined = jnp.where((lane % both == 0) & (lane + half < count), parent, left)
+        return lax.dynamic_update_slice_in_dim(nodes, joined, first, axis=1), None
 
-    nodes, _ = lax.scan(one_step, nodes, _tree_steps(slots, levels))
-    return tuple(word[:slots] for word in nodes)
+    nodes, _ = lax.scan(one_step, jnp.stack(nodes), _tree_steps(slots, levels))
+    return nodes[:, :slots]
 
 
 def hash_tile(
@@ -230,7 +227,7 @@ def hash_tile(
     compress = compress_unrolled if unrolled else compress_rolled
     position, count, last = messages
     nodes = _hash_lanes(compress, tile, position, count, last)
-    return jnp.stack(_join_lanes(compress, nodes, position, count, levels))
+    return _join_lanes(compress, nodes, position, count, levels)
 
 
 def lanes_of(nbytes: int) -> int:

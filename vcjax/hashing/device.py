@@ -3,7 +3,7 @@
 For every device there is one dispatch chain without a round trip: place
 regions of leaves into a tile, hash the tile, pick its digests, next tile. The
 host waits only at the end, for 32 bytes a chunk. What is compiled: `_hash` for
-each of `TILE_LANES`, which is all of BLAKE3, and `_place`, a copy, for each
+either of `TILE_LANES`, which is all of BLAKE3, and `_place`, a copy, for each
 shape and dtype of regions.
 """
 
@@ -24,8 +24,9 @@ from vcjax.hashing.digests import LeafDigest, leaf_digest
 from vcjax.hashing.regions import Box, Region, overlap, regions
 from vcjax.tree import itemsize as canonical_itemsize
 
-TILE_LANES = (1024, 16384, 262144)
-"""Sizes of tiles in lanes: 1, 16 and 256 MiB. The large one keeps 262,144 threads busy."""
+TILE_LANES = (16384, 262144)
+"""Sizes of tiles in lanes, 16 and 256 MiB. The large one keeps 262,144 threads busy; a third,
+for small trees, would only be one more program to compile."""
 
 TREE_LEVELS = 13
 """Levels of the tree of the longest chunk: chunks are below 8 MiB, 8,192 lanes."""
