@@ -1,23 +1,22 @@
 """Digests of arrays where they live: chunks are copied into tiles, and tiles hashed.
 
-For every device there is one dispatch chain without a round trip: place
-regions of leaves into a tile, hash the tile, pick its digests, next tile. The
-host waits only at the end, for 32 bytes a chunk. What is compiled: `_hash` for
-either of `TILE_LANES`, which is all of BLAKE3, and `_place`, a copy, for each
-shape and dtype of regions.
+There is one dispatch chain without a round trip: place regions of leaves into
+tiles, hash the tiles, pick their digests, next tiles. The host waits only at
+the end, for 32 bytes a chunk. What is compiled: `blake3.hash_tile` for either
+of `TILE_LANES`, and `_place`, a copy, for each shape and dtype of regions.
 """
 
 import functools
-import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vcjax.hashing import blake3, grid
 from vcjax.hashing.digests import LeafDigest, leaf_digest
@@ -62,6 +61,12 @@ class _Task:
         return sum(map(_slots, self.sizes))
 
 
+_Content = list[tuple[_Task, int]]
+"""Tasks in a tile, each with its first slot."""
+
+_TEAM = "team"
+
+
 def _slots(nbytes: int) -> int:
     return -(-blake3.lanes_of(nbytes) // blake3.SLOT_LANES)
 
@@ -77,9 +82,10 @@ def digest_on_devices(leaves: Iterable[tuple[str, Array]]) -> list[LeafDigest]:
     found: list[dict[int, bytes]] = [{} for _ in leaves]
     # Without x64, JAX would cut 64-bit arrays that were made with it in half.
     with jax.enable_x64(True):
-        chains = [_chain(*item) for item in _tasks(leaves).items()]
-    for content, digests in itertools.chain(*chains):
-        _collect(content, np.asarray(digests), found)
+        results = [result for team in _teams(_tasks(leaves)) for result in _chain(team)]
+    for contents, digests in results:
+        for content, rows in zip(contents, np.asarray(digests), strict=True):
+            _collect(content, rows, found)
     return [
         _leaf_digest(dtype, array.shape, chunks)
         for (dtype, array), chunks in zip(leaves, found, strict=True)
@@ -124,63 +130,98 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True))
 
 
-def _chain(device: jax.Device, tasks: list[_Task]) -> list[tuple[list[tuple[_Task, int]], Array]]:
-    """Dispatches the work of one device.
+def _teams(work: dict[jax.Device, list[_Task]]) -> list[dict[jax.Device, list[_Task]]]:
+    """Work in parts whose devices can run one program together: those of one platform."""
+    teams: dict[str, dict[jax.Device, list[_Task]]] = defaultdict(dict)
+    for device in sorted(work, key=lambda device: (device.platform, device.id)):
+        teams[device.platform][device] = work[device]
+    return list(teams.values())
+
+
+def _chain(work: dict[jax.Device, list[_Task]]) -> list[tuple[list[_Content], Array]]:
+    """Dispatches the work of some devices: in every round, each fills a tile, and all hash theirs.
+
+    One program for all of them, since XLA would compile the kernel anew for each.
 
     Returns:
-        For each tile the tasks in it, each with its first slot, and the digests of
-        their chunks, still on the device.
+        For every round what was in the tile of each device, and the digests
+        `[devices, chunks, 8]`, still on the devices.
     """
+    devices = tuple(work)
+    hash_tiles, pick = _programs(devices)
+    tiles: dict[tuple[jax.Device, int], Array] = {}
     results = []
-    tiles: dict[int, Array] = {}
-    unrolled = device.platform != "cpu"
-    with jax.default_device(device):
-        for lanes, content in _packed(tasks):
-            slots = lanes // blake3.SLOT_LANES
-            tile = tiles.pop(lanes, None)
-            if tile is None:
-                tile = jnp.zeros((16, 16, blake3.SLOT_LANES, slots), jnp.uint32)
-            for task, slot in content:
-                source, start = _source(task, device)
-                where = np.asarray([*start, slot], np.int32)
-                tile = _place(tile, source, where, shape=task.region.shape, chunk=task.chunk)
-            table, first = _table(slots, content)
-            levels = min(TREE_LEVELS, (lanes - 1).bit_length())
-            digests = _pick(_hash(tile, table, levels=levels, unrolled=unrolled), first)
-            digests.copy_to_host_async()
-            results.append((content, digests))
-            tiles[lanes] = tile
+    for lanes, contents in _rounds(list(work.values())):
+        slots = lanes // blake3.SLOT_LANES
+        filled = []
+        for device, content in zip(devices, contents, strict=True):
+            with jax.default_device(device):
+                tile = tiles.pop((device, lanes), None)
+                if tile is None:
+                    zeros = jnp.zeros((16, 16, blake3.SLOT_LANES, slots), jnp.uint32)
+                    tile = jax.device_put(zeros, device)
+                tile = _fill(tile, content, device)
+            filled.append(tile)
+            tiles[device, lanes] = tile
+        sharding = NamedSharding(Mesh(devices, _TEAM), PartitionSpec(_TEAM))
+        shape = (16 * len(devices), *filled[0].shape[1:])
+        together = jax.make_array_from_single_device_arrays(shape, sharding, filled)
+        table, first = _tables(slots, contents)
+        levels = min(TREE_LEVELS, (lanes - 1).bit_length())
+        digests = pick(hash_tiles(together, table, levels=levels), first)
+        digests.copy_to_host_async()
+        results.append((contents, digests))
     return results
 
 
-def _packed(tasks: list[_Task]) -> Iterator[tuple[int, list[tuple[_Task, int]]]]:
-    """Tasks in tiles: (lanes of the tile, its tasks with their first slots)."""
-    waiting = sorted(tasks, key=lambda task: task.slots, reverse=True)
-    left = sum(task.slots for task in waiting)
-    while waiting:
-        needed = waiting[0].slots * blake3.SLOT_LANES
+def _fill(tile: Array, content: _Content, device: jax.Device) -> Array:
+    for task, slot in content:
+        source, start = _source(task, device)
+        where = np.asarray([*start, slot], np.int32)
+        tile = _place(tile, source, where, shape=task.region.shape, chunk=task.chunk)
+    return tile
+
+
+def _rounds(work: list[list[_Task]]) -> Iterator[tuple[int, list[_Content]]]:
+    """Tasks in rounds of tiles: (lanes of the tiles, content of the tile of each device)."""
+    waiting = [sorted(tasks, key=lambda task: task.slots, reverse=True) for tasks in work]
+    while any(waiting):
+        needed = max(tasks[0].slots for tasks in waiting if tasks) * blake3.SLOT_LANES
+        left = max(sum(task.slots for task in tasks) for tasks in waiting) * blake3.SLOT_LANES
         fitting = [lanes for lanes in TILE_LANES if lanes >= needed]
-        full = [lanes for lanes in fitting if lanes <= left * blake3.SLOT_LANES]
-        lanes = max(full, default=fitting[0])
-        free, slot = lanes // blake3.SLOT_LANES, 0
-        content, rest = [], []
-        for task in waiting:
-            if slot + task.slots <= free:
-                content.append((task, slot))
-                slot += task.slots
-            else:
-                rest.append(task)
-        left -= slot
-        waiting = rest
-        yield lanes, content
+        lanes = max((lanes for lanes in fitting if lanes <= left), default=fitting[0])
+        packed = [_packed(tasks, lanes // blake3.SLOT_LANES) for tasks in waiting]
+        waiting = [rest for _, rest in packed]
+        yield lanes, [content for content, _ in packed]
 
 
-def _table(slots: int, content: list[tuple[_Task, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The messages of a tile as `blake3.hash_tile` takes them, and their first slots.
+def _packed(tasks: list[_Task], slots: int) -> tuple[_Content, list[_Task]]:
+    """As many tasks as fit into a tile, each with its first slot, and the others."""
+    used, content, rest = 0, [], []
+    for task in tasks:
+        if used + task.slots <= slots:
+            content.append((task, used))
+            used += task.slots
+        else:
+            rest.append(task)
+    return content, rest
+
+
+def _tables(slots: int, contents: list[_Content]) -> tuple[np.ndarray, np.ndarray]:
+    """The messages of the tiles as `blake3.hash_tile` takes them, and their first slots.
 
     The number of first slots is rounded up to a power of two, so that few
     programs are compiled.
     """
+    tables, firsts = zip(*(_table(slots, content) for content in contents), strict=True)
+    longest = max(1, *map(len, firsts))
+    padded = np.zeros((len(contents), 1 << (longest - 1).bit_length()), np.int32)
+    for row, first in zip(padded, firsts, strict=True):
+        row[: len(first)] = first
+    return np.concatenate(tables), padded
+
+
+def _table(slots: int, content: _Content) -> tuple[np.ndarray, list[int]]:
     table = np.zeros((3, slots), np.uint32)
     firsts: list[int] = []
     for task, slot in content:
@@ -191,14 +232,11 @@ def _table(slots: int, content: list[tuple[_Task, int]]) -> tuple[np.ndarray, np
             table[2, slot:stop] = nbytes - blake3.LANE_BYTES * (lanes - 1)
             firsts.append(slot)
             slot = stop
-    padding = [0] * ((1 << (len(firsts) - 1).bit_length()) - len(firsts))
-    return table, np.asarray(firsts + padding, np.int32)
+    return table, firsts
 
 
-def _collect(
-    content: list[tuple[_Task, int]], digests: np.ndarray, found: list[dict[int, bytes]]
-) -> None:
-    rows = iter(np.ascontiguousarray(digests.T.astype("<u4", copy=False)))
+def _collect(content: _Content, digests: np.ndarray, found: list[dict[int, bytes]]) -> None:
+    rows = iter(digests.astype("<u4", copy=False))
     for task, _ in content:
         for chunk in range(task.region.chunks):
             found[task.leaf][task.region.first + chunk] = next(rows).tobytes()
@@ -210,7 +248,7 @@ def _source(task: _Task, device: jax.Device) -> tuple[Array, tuple[int, ...]]:
     if len(task.sources) == 1:
         array, held = task.sources[0]
         return array, tuple(b[0] - h[0] for b, h in zip(box, held, strict=True))
-    target = jnp.zeros(task.region.shape, task.sources[0][0].dtype)
+    target = None
     for array, held in task.sources:
         part = overlap(held, box)
         if part is None:
@@ -218,13 +256,16 @@ def _source(task: _Task, device: jax.Device) -> tuple[Array, tuple[int, ...]]:
         start = np.asarray([p[0] - h[0] for p, h in zip(part, held, strict=True)], np.int32)
         piece = _cut(array, start, shape=tuple(stop - begin for begin, stop in part))
         to = np.asarray([p[0] - b[0] for p, b in zip(part, box, strict=True)], np.int32)
+        if target is None:
+            target = jnp.zeros(task.region.shape, piece.dtype)
         target = _paste(target, jax.device_put(piece, device), to)
+    assert target is not None  # the shards cover the leaf
     return target, (0,) * len(box)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _cut(array: Array, start: Array, *, shape: tuple[int, ...]) -> Array:
-    return lax.dynamic_slice(array, list(start), shape)
+    return lax.dynamic_slice(_without_floats(array), list(start), shape)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -245,7 +286,7 @@ def _place(
         shape: of the region.
         chunk: elements in each of its chunks; the last may have fewer.
     """
-    flat = lax.dynamic_slice(source, list(where[:-1]), shape).reshape(-1)
+    flat = lax.dynamic_slice(_without_floats(source), list(where[:-1]), shape).reshape(-1)
     full = max(0, flat.size - 1) // chunk * chunk
     parts = [flat[:full].reshape(-1, chunk)] if full else []
     parts.append(flat[full:].reshape(1, -1))
@@ -281,25 +322,47 @@ def canonical_words(x: Array) -> Array:
     return lax.bitcast_convert_type(bits.reshape(rows, -1, per_word), jnp.uint32)
 
 
+def _without_floats(x: Array) -> Array:
+    """Floats as integers of the same bits.
+
+    XLA may compute in float32 where a device lacks a float type, be it only to
+    slice, and that changes the payloads of NaNs (seen with bfloat16 on CPUs).
+    """
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return lax.bitcast_convert_type(x, f"uint{jax.dtypes.itemsize_bits(x.dtype)}")
+    return x
+
+
 def _whole_bytes(x: Array) -> Array:
     """Rows of a dtype that has whole bytes and can be bitcast, with the canonical bytes of `x`."""
+    x = _without_floats(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        pairs = (_without_floats(x.real), _without_floats(x.imag))
+        return jnp.stack(pairs, axis=-1).reshape(x.shape[0], -1)
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint8)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        return jnp.stack([x.real, x.imag], axis=-1).reshape(x.shape[0], -1)
-    bits = jax.dtypes.itemsize_bits(x.dtype)
-    if bits >= 8:
+    if jax.dtypes.itemsize_bits(x.dtype) >= 8:
         return x
-    if jnp.issubdtype(x.dtype, jnp.signedinteger):
-        return x.astype(jnp.int8)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        x = lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
-    return x.astype(jnp.uint8)
+    return x.astype(jnp.int8 if jnp.issubdtype(x.dtype, jnp.signedinteger) else jnp.uint8)
 
 
-_hash = jax.jit(blake3.hash_tile, static_argnames=("levels", "unrolled"))
+@functools.cache
+def _programs(devices: tuple[jax.Device, ...]) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """The kernel for tiles on these devices, and what picks digests from its result."""
+    mesh, spec = Mesh(devices, _TEAM), PartitionSpec(_TEAM)
+    unrolled = devices[0].platform != "cpu"
+    together = functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False
+    )
 
+    @functools.partial(jax.jit, static_argnames="levels")
+    def hash_tiles(tiles: Array, tables: Array, *, levels: int) -> Array:
+        kernel = functools.partial(blake3.hash_tile, levels=levels, unrolled=unrolled)
+        return together(kernel)(tiles, tables)
 
-@jax.jit
-def _pick(digests: Array, first: Array) -> Array:
-    return digests[:, first]
+    @jax.jit
+    @together
+    def pick(digests: Array, first: Array) -> Array:
+        return digests[:, first[0]].T[None]
+
+    return hash_tiles, pick
