@@ -1,3 +1,4 @@
+from .blake3 import blake3_device as blake3_device
 from .digests import LeafDigest as LeafDigest
 from .digests import canonical_msgpack as canonical_msgpack
 from .digests import checksum as checksum
@@ -15,3 +16,9 @@ from .grid import chunk_shape as chunk_shape
 from .grid import chunk_slices as chunk_slices
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
+from .leaves import digest_leaves as digest_leaves
+from .leaves import tree_digests as tree_digests
+from .memo import DigestMemo as DigestMemo
+from .speed import Speed as Speed
+from .speed import faster_backend as faster_backend
+from .speed import speed_report as speed_report

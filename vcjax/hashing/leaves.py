@@ -1,0 +1,95 @@
+"""Digests of leaves and trees, each computed where its data are."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+
+from vcjax import errors, tree
+from vcjax.hashing.device import digest_on_devices
+from vcjax.hashing.digests import LeafDigest, value_digest
+from vcjax.hashing.host import digest_arrays
+from vcjax.hashing.memo import DigestMemo
+from vcjax.hashing.speed import faster_backend
+
+Backend = Literal["device", "host"]
+
+
+def digest_leaves(
+    leaves: Mapping[str, tree.Leaf],
+    *,
+    backend: Backend | None = None,
+    memo: DigestMemo | None = None,
+) -> dict[str, LeafDigest]:
+    """The digests of leaves. Of arrays on accelerators only the digests are transferred.
+
+    Args:
+        leaves: by leaf path.
+        backend: "device": of all JAX arrays by the JAX kernel on the devices
+            that hold them; "host": of all leaves by the SIMD package. By default
+            what is faster (`speed_report`). NumPy arrays are always digested on
+            the host.
+        memo: remembers digests of arrays that cannot have changed.
+
+    Returns:
+        By leaf path, in the order of `leaves`. A plain value has no chunks.
+
+    Raises:
+        UnsupportedLeafError: an array has shards that this process cannot address.
+    """
+    found: dict[str, LeafDigest] = {}
+    on_device: dict[str, tree.Leaf] = {}
+    on_host: dict[str, tree.Leaf] = {}
+    for path, leaf in leaves.items():
+        known = memo.get(leaf.spec.dtype, leaf.data) if memo is not None else None
+        if known is not None:
+            found[path] = known
+        elif leaf.spec.is_value:
+            found[path] = LeafDigest(value_digest(leaf.spec.dtype, leaf.data), ())
+        elif _backend(path, leaf, backend) == "device":
+            on_device[path] = leaf
+        else:
+            on_host[path] = leaf
+    arrays = [(leaf.spec.dtype, leaf.data) for leaf in on_device.values()]
+    found |= zip(on_device, digest_on_devices(arrays), strict=True)
+    arrays = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in on_host.values())
+    found |= zip(on_host, digest_arrays(arrays), strict=True)
+    if memo is not None:
+        for path in (*on_device, *on_host):
+            memo.put(leaves[path].spec.dtype, leaves[path].data, found[path])
+    return {path: found[path] for path in leaves}
+
+
+def _backend(path: str, leaf: tree.Leaf, backend: Backend | None) -> Backend:
+    if not isinstance(leaf.data, jax.Array):
+        return "host"
+    if not (leaf.data.is_fully_addressable or leaf.data.is_fully_replicated):
+        raise errors.UnsupportedLeafError(
+            f"leaf {path!r} is a jax.Array with shards on other processes",
+            hint="gather it first: `multihost_utils.process_allgather(x, tiled=True)`",
+            path=path,
+        )
+    if backend is not None:
+        return backend
+    return faster_backend(min(leaf.data.devices(), key=lambda device: device.id))
+
+
+def tree_digests(tree_: Any, *, backend: Backend | None = None) -> dict[str, str]:
+    """The leaf digests of a PyTree by leaf path, as 64 hexadecimal digits.
+
+    They do not depend on device, backend or sharding.
+
+    Args:
+        tree_: any PyTree whose leaves vcjax can store.
+        backend: see `digest_leaves`.
+
+    Raises:
+        TreeError: two leaves have the same path, or one cannot be stored.
+
+    Example:
+        >>> tree_digests({"w": jnp.zeros(3)})["w"][:16]
+        '5f1ccb2e3ba4aa31'
+    """
+    leaves = tree.leaf_dict(tree.flatten(tree_))
+    digests = digest_leaves(leaves, backend=backend)
+    return {path: digest.leaf.hex() for path, digest in digests.items()}
