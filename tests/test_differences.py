@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
@@ -174,3 +176,56 @@ def test_runs_cover_exactly_the_chunks_asked_for(shape, data):
         size = 8 * np.prod([part.stop - part.start for part in region])
         assert size == ranges[-1][1] - ranges[0][0] == sum(stop - start for start, stop in ranges)
     assert covered == wanted
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """JAX arrays count as remote, are digested by the JAX kernel, and fetches are counted."""
+    fetched = []
+    from vcjax.hashing import leaves
+    from vcjax.tree import leaf
+
+    monkeypatch.setattr(leaf, "is_remote", lambda data: isinstance(data, jax.Array))
+    monkeypatch.setattr(leaves, "faster_backend", lambda device: "device")
+    fetch = leaf._fetched
+
+    def counted(data, region):
+        host = fetch(data, region)
+        if isinstance(data, jax.Array):
+            fetched.append(host.nbytes)
+        return host
+
+    monkeypatch.setattr(leaf, "_fetched", counted)
+    return fetched
+
+
+def test_only_what_changed_is_transferred(tmp_path, transfers):
+    """An unchanged leaf costs no transfer, one layer of a stacked leaf costs one layer."""
+    repo = vcjax.Repository.init(tmp_path)
+    tree = {"layers": jnp.asarray(stacked(4)), "frozen": jnp.ones((256, 1024))}
+    repo.commit(tree)
+    assert sum(transfers) == 4 * LAYER_BYTES + (1 << 20)
+    transfers.clear()
+    repo.commit(tree)
+    assert transfers == []
+    before = stored_bytes(tmp_path)
+    tree["layers"] = tree["layers"].at[2].add(1)
+    repo.commit(tree)
+    assert transfers == [LAYER_BYTES]
+    assert stored_bytes(tmp_path) - before < LAYER_BYTES + 20_000
+    np.testing.assert_array_equal(repo.restore()["layers"], tree["layers"])
+
+
+def test_a_background_commit_fetches_no_unchanged_leaf(tmp_path, transfers):
+    repo = vcjax.Repository.init(tmp_path)
+    tree = {"w": jnp.ones((256, 1024)), "frozen": jnp.full((256, 1024), 2.0)}
+    repo.commit_async(tree).result()
+    transfers.clear()
+    tree = {**tree, "w": tree["w"] + 6}
+    future = repo.commit_async(tree)
+    tree["w"].delete()
+    tree["frozen"].delete()
+    restored = repo.restore(future.result())
+    assert sum(transfers) == 1 << 20
+    np.testing.assert_array_equal(restored["w"], 7)
+    np.testing.assert_array_equal(restored["frozen"], 2)

@@ -17,6 +17,7 @@ from .grid import chunk_slices as chunk_slices
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
 from .leaves import digest_leaves as digest_leaves
+from .leaves import iter_digests as iter_digests
 from .leaves import tree_digests as tree_digests
 from .memo import DigestMemo as DigestMemo
 from .speed import Speed as Speed

@@ -1,10 +1,9 @@
 """Digests of arrays in host memory: the `blake3` package over zero-copy views."""
 
-import atexit
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from multiprocessing.pool import AsyncResult, ThreadPool
 
 import blake3
 import numpy as np
@@ -17,16 +16,21 @@ POOLED_BYTES = 256 * 1024
 
 
 @cache
-def hashing_pool() -> ThreadPool:
-    """The thread pool that digests chunks: one thread per usable core.
-
-    Not one of `concurrent.futures`: those take no more work once the interpreter
-    is about to exit, when a background commit may still have some to give.
-    """
+def hashing_pool() -> ThreadPoolExecutor:
+    """The thread pool that digests chunks: one thread per usable core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPool(cores or 1)
-    atexit.register(pool.terminate)
-    return pool
+    return ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-hash")
+
+
+def _start(view: memoryview, start: int, stop: int) -> Future[bytes]:
+    try:
+        return hashing_pool().submit(_digest_range, view, start, stop)
+    except RuntimeError:
+        # The interpreter is about to exit and its pools take no more work, while
+        # a background commit is still being finished: digest on this thread.
+        done: Future[bytes] = Future()
+        done.set_result(_digest_range(view, start, stop))
+        return done
 
 
 def _bytes_view(array: np.ndarray) -> memoryview:
@@ -56,19 +60,18 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
     Args:
         leaves: (dtype name, canonical host array) per leaf.
     """
-    pool = hashing_pool()
-    pending: list[tuple[str, np.ndarray, list[AsyncResult[bytes]]]] = []
+    pending: list[tuple[str, np.ndarray, list[Future[bytes]]]] = []
     for dtype, array in leaves:
-        futures: list[AsyncResult[bytes]] = []
+        futures: list[Future[bytes]] = []
         if array.nbytes >= POOLED_BYTES:
             view = _bytes_view(array)
             spans = grid.chunk_ranges(array.shape, array.dtype.itemsize)
-            futures = [pool.apply_async(_digest_range, (view, *span)) for span in spans]
+            futures = [_start(view, *span) for span in spans]
         pending.append((dtype, array, futures))
     for dtype, array, futures in pending:
         if not futures:
             yield digest_array(dtype, array)
             continue
-        shape, digests = array.shape, tuple(future.get() for future in futures)
+        shape, digests = array.shape, tuple(future.result() for future in futures)
         chunks = grid.chunk_shape(shape, array.dtype.itemsize)
         yield LeafDigest(leaf_digest(dtype, shape, chunks, digests), digests)

@@ -1,8 +1,9 @@
 """Committing in the background: what `commit_async` needs besides `commit`."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,9 @@ class Background:
         self._executor: ThreadPoolExecutor | None = None
         self._pending: dict[str | None, Future[Commit]] = {}
 
-    def submit(self, name: str | None, root: Any, action: Action) -> Future[Commit]:
+    def submit(
+        self, name: str | None, root: Any, action: Action, stored: Collection[str] = ()
+    ) -> Future[Commit]:
         """Starts a commit to a branch (None: detached `HEAD`) after the one before it.
 
         Returns when the arrays may be donated and written to. A tree whose copies
@@ -39,12 +42,10 @@ class Background:
         Args:
             root: the flattened tree.
             action: commits it.
-
-        Raises:
-            Exception: that of the commit before, if that failed.
+            stored: paths of leaves whose content need not be kept for the action.
         """
-        self.wait(name)
-        need = sum(_copied_bytes(leaf) for leaf in tree.leaf_dict(root).values())
+        leaves = tree.leaf_dict(root)
+        need = sum(_copied_bytes(leaf) for path, leaf in leaves.items() if path not in stored)
         if need > self._limit:
             done: Future[Commit] = Future()
             done.set_result(action(root))
@@ -53,7 +54,7 @@ class Background:
             self._room.wait_for(lambda: self._held + need <= self._limit)
             self._held += need
         try:
-            safe = tree.map_leaves(_snapshot, root)
+            safe = tree.map_leaves(partial(_snapshot, stored), root)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="vcjax-commit")
             future = self._executor.submit(self._run, action, [safe], need)
@@ -112,7 +113,7 @@ def _copied_bytes(leaf: tree.Leaf) -> int:
     return 0
 
 
-def _snapshot(path: str, leaf: tree.Leaf) -> tree.Leaf:
+def _snapshot(stored: Collection[str], path: str, leaf: tree.Leaf) -> tree.Leaf:
     """The same leaf, safe from what the caller does with its array next.
 
     NumPy arrays may be written to, and are copied. A `jax.Array` may be donated,
@@ -121,6 +122,8 @@ def _snapshot(path: str, leaf: tree.Leaf) -> tree.Leaf:
     """
     if leaf.spec.is_value:
         return leaf
+    if path in stored:
+        return tree.Leaf(leaf.spec, None)
     if isinstance(leaf.data, np.ndarray):
         return tree.Leaf(leaf.spec, np.array(leaf.data, order="C", copy=True))
     return tree.Leaf(leaf.spec, tree.canonical(leaf))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import Future
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
@@ -15,6 +16,7 @@ from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 
 if TYPE_CHECKING:
+    from vcjax.hashing import DigestMemo, LeafDigest
     from vcjax.repo.background import Background
 
 
@@ -121,7 +123,29 @@ class Writer(Reader):
         details = _details(message, metadata, metrics, provenance, author)
         name = self._target_name(branch)
         root = flatten(tree)
-        return self._background.submit(name, root, lambda safe: self._commit(name, safe, details))
+        self._settle(name)
+        digests = self._remote_digests(root)
+        before = self._base(name).manifest
+        known = before.locations if before else {}
+        stored = {path for path, digest in digests.items() if digest.leaf.hex() in known}
+        return self._background.submit(
+            name, root, lambda safe: self._commit(name, safe, details, digests), stored
+        )
+
+    def _remote_digests(self, root: Any) -> "dict[str, LeafDigest]":
+        """Digests of the leaves on accelerators: those that are stored are not fetched."""
+        from vcjax import hashing
+        from vcjax.tree import is_remote, leaf_dict
+
+        leaves = leaf_dict(root)
+        remote = {path: leaf for path, leaf in leaves.items() if is_remote(leaf.data)}
+        return hashing.digest_leaves(remote, memo=self._memo)
+
+    @cached_property
+    def _memo(self) -> "DigestMemo":
+        from vcjax.hashing import DigestMemo
+
+        return DigestMemo()
 
     def _settle(self, name: str | None) -> None:
         """Waits for the background commit to a branch, if there ever was one."""
@@ -138,11 +162,30 @@ class Writer(Reader):
         """Whether a background commit is under way."""
         return "_background" in self.__dict__ and self._background.busy
 
-    def _commit(self, name: str | None, root: Any, details: _Details) -> Commit:
-        from vcjax.repo.committing import stage
+    def _commit(
+        self,
+        name: str | None,
+        root: Any,
+        details: _Details,
+        digested: "Mapping[str, LeafDigest] | None" = None,
+    ) -> Commit:
+        """Commits a flattened tree.
 
-        base = self._base(name)
-        manifest = stage(root, self.objects, base.manifest)
+        Args:
+            digested: digests of leaves that are known already, by leaf path.
+        """
+        from vcjax import hashing
+        from vcjax.repo.committing import stage
+        from vcjax.tree import leaf_dict
+
+        base, digested = self._base(name), digested or {}
+        rest = {
+            path: leaf
+            for path, leaf in leaf_dict(root).items()
+            if not leaf.spec.is_value and path not in digested
+        }
+        digests = chain(digested.items(), hashing.iter_digests(rest, memo=self._memo))
+        manifest = stage(root, self.objects, base.manifest, digests)
         return self._publish(name, Change(manifest, *details), base)
 
     def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
