@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import vcjax
 from vcjax import hashing, updates
+from vcjax import tree as tree_package
 from vcjax.objects.layout import leaf_key
 from vcjax.objects.writing import read_chain
 
@@ -185,7 +186,8 @@ def transfers(monkeypatch):
     from vcjax.hashing import leaves
     from vcjax.tree import leaf
 
-    monkeypatch.setattr(leaf, "is_remote", lambda data: isinstance(data, jax.Array))
+    for module in (leaf, tree_package):  # the package keeps what was asked of it before
+        monkeypatch.setattr(module, "is_remote", lambda data: isinstance(data, jax.Array))
     monkeypatch.setattr(leaves, "faster_backend", lambda device: "device")
     fetch = leaf._fetched
 

@@ -10,7 +10,14 @@ from vcjax.hashing import digest_arrays
 from vcjax.history import LeafEntry
 from vcjax.objects import reading, writing
 from vcjax.objects.arrays import ArrayHeader
-from vcjax.objects.layout import HINT, IN_FLIGHT_BYTES, INLINE_BYTES, PACKED_BYTES, place_of
+from vcjax.objects.layout import (
+    HINT,
+    IN_FLIGHT_BYTES,
+    INLINE_BYTES,
+    PACKED_BYTES,
+    pack_key,
+    place_of,
+)
 from vcjax.objects.writing import ArrayWriter, StagedLeaf
 from vcjax.storage import Store
 
@@ -58,6 +65,14 @@ class ObjectStore:
         return [
             writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known, places) for leaf in staged
         ]
+
+    def hold(self, entries: Sequence[LeafEntry]) -> bool:
+        """Marks stored leaves as relied upon; False if one of them is gone."""
+        packs = {entry.packed.pack for entry in entries if entry.packed is not None}
+        leaves = {entry.digest for entry in entries if entry.is_object}
+        return all(writing.is_whole(self.store, digest) for digest in leaves) and all(
+            writing.is_stored(self.store, pack_key(pack)) for pack in packs
+        )
 
     def read_headers(self, keys: Sequence[str]) -> list[ArrayHeader | None]:
         """The headers of several objects; None for those that do not exist."""

@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 
 from vcjax import hashing, merging, tree
-from vcjax.errors import ConflictError
+from vcjax.errors import ConflictError, VcjaxError
 from vcjax.hashing import LeafDigest, value_digest
 from vcjax.hashing.digests import encode_value
 from vcjax.history import Commit, History, LeafEntry, Manifest, Ref, Refs
@@ -35,6 +35,8 @@ class Change:
         metrics: {name: number}.
         provenance: how the tree was derived, or None.
         extra_parents: further parents, for merges.
+        staged_on: the commit, then the tip of the branch, whose leaves the manifest
+            counts on being there.
         reason: the word in the log of the ref.
     """
 
@@ -45,6 +47,7 @@ class Change:
     metrics: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] | None = None
     extra_parents: tuple[str, ...] = ()
+    staged_on: str | None = None
     reason: str = "commit"
 
 
@@ -111,12 +114,17 @@ def stage(
     return Manifest(tree.map_leaves(entry, root))
 
 
+class StagedOnPrunedError(VcjaxError):
+    """Leaves that a change counts on were pruned by somebody else meanwhile."""
+
+
 class Committer:
     """Moves refs to new commits."""
 
-    def __init__(self, refs: Refs, history: History):
+    def __init__(self, refs: Refs, history: History, objects: ObjectStore):
         self._refs = refs
         self._history = history
+        self._objects = objects
 
     def record(self, change: Change, parents: tuple[str, ...]) -> Commit:
         """Stores the commit object of a change; moves no ref."""
@@ -150,10 +158,13 @@ class Committer:
 
         Raises:
             ConflictError: both sides changed the same leaves.
+            StagedOnPrunedError: stage the tree again.
         """
         for attempt in range(MAX_ATTEMPTS):
             ref = self._refs.get(name)
             rebased = self._rebased(change, base, ref)
+            if ref is not None and (ref.commit != change.staged_on or change.extra_parents):
+                self._hold(rebased.manifest, ref.commit)
             first = ref.commit if ref else base.commit
             parents = tuple(filter(None, [first])) + change.extra_parents
             commit = self.record(rebased, parents)
@@ -165,6 +176,19 @@ class Committer:
             f"gave up after losing {MAX_ATTEMPTS} races for {name}",
             hint="have fewer writers commit to one branch, or give each its own",
         )
+
+    def _hold(self, manifest: Manifest, tip: str) -> None:
+        """Makes sure of the leaves of a manifest that the tip of the branch does not have.
+
+        What the tip has cannot be pruned before the tip is replaced, which fails the
+        compare-and-set. Everything else is marked as relied upon.
+        """
+        there = self._history.manifest_of(self._history.commit(tip)).locations
+        loose = [entry for entry in manifest.locations.values() if entry.digest not in there]
+        if not self._objects.hold(loose):
+            raise StagedOnPrunedError(
+                "somebody else pruned leaves that this commit counts on", hint="try again"
+            )
 
     def _rebased(self, change: Change, base: Base, ref: Ref | None) -> Change:
         if ref is None:

@@ -7,10 +7,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
-from vcjax.errors import RevisionError
+from vcjax.errors import ConflictError, RevisionError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEADS, check_name
-from vcjax.repo.committing import Base, Change, Committer, default_author
+from vcjax.repo.committing import (
+    Base,
+    Change,
+    Committer,
+    StagedOnPrunedError,
+    default_author,
+)
 from vcjax.repo.reading import Reader
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
@@ -42,7 +48,7 @@ class Writer(Reader):
 
     def __init__(self, store: Store, settings: Settings):
         super().__init__(store, settings)
-        self._committer = Committer(self.refs, self.history)
+        self._committer = Committer(self.refs, self.history, self.objects)
         self._bases: dict[str, Base] = {}
 
     @cached_property
@@ -125,7 +131,7 @@ class Writer(Reader):
         root = flatten(tree)
         self._settle(name)
         digests = self._remote_digests(root)
-        before = self._base(name).manifest
+        before = self._tip_of(name, self._base(name)).manifest
         known = before.locations if before else {}
         stored = {path for path, digest in digests.items() if digest.leaf.hex() in known}
         return self._background.submit(
@@ -184,9 +190,20 @@ class Writer(Reader):
             for path, leaf in leaf_dict(root).items()
             if not leaf.spec.is_value and path not in digested
         }
-        digests = chain(digested.items(), hashing.iter_digests(rest, memo=self._memo))
-        manifest = stage(root, self.objects, base.manifest, digests)
-        return self._publish(name, Change(manifest, *details), base)
+        while True:
+            tip = self._tip_of(name, base)
+            _require_data(root, digested, tip)
+            digests = chain(digested.items(), hashing.iter_digests(rest, memo=self._memo))
+            manifest = stage(root, self.objects, tip.manifest, digests)
+            try:
+                return self._publish(name, Change(manifest, *details, staged_on=tip.commit), base)
+            except StagedOnPrunedError:
+                continue  # the tip has moved: stage on the present one
+
+    def _tip_of(self, name: str | None, base: Base) -> Base:
+        """The commit whose leaves need not be stored again: the branch points to it."""
+        ref = self.refs.get(name) if name is not None else None
+        return self._base_at(ref.commit if ref else base.commit)
 
     def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
         if name is None:
@@ -259,6 +276,28 @@ class Writer(Reader):
     def _tip(self) -> Ref | None:
         branch = self.head.branch
         return None if branch is None else self.refs.get(HEADS + branch)
+
+
+def _require_data(root: Any, digested: "Mapping[str, LeafDigest]", tip: Base) -> None:
+    """Raises if a leaf that was not fetched, as the branch had it, is there no more.
+
+    Raises:
+        ConflictError: naming those leaves.
+    """
+    from vcjax.tree import leaf_dict
+
+    known = tip.manifest.locations if tip.manifest else {}
+    lost = [
+        path
+        for path, leaf in leaf_dict(root).items()
+        if leaf.data is None and digested[path].leaf.hex() not in known
+    ]
+    if lost:
+        raise ConflictError(
+            "the branch has moved since the commit began, and lacks leaves that were not fetched:",
+            paths=lost,
+            hint="commit again",
+        )
 
 
 def _details(
