@@ -23,7 +23,10 @@ CASES = {
     "full save": "GPT-2 small, 498 MB in 148 leaves, nothing stored before",
     "unchanged save": "the same arrays again",
     "one layer changed": "one of twelve layers changed",
-    "digests": "of all leaves by the JAX kernel; peak: device memory beyond the arrays, on accelerators",
+    "digests": (
+        "of all leaves by the JAX kernel; peak: device memory beyond the arrays, where the "
+        "device counts it"
+    ),
     "transfer": "of all leaves to the host, for comparison with digests",
     "host digests": "of all leaves by the SIMD package, transfer included",
     "compilation": "of all programs that digests needs, the first time in a process",
