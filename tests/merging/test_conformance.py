@@ -23,6 +23,9 @@ class Row:
         symmetric: the order of the models does not matter.
         equal: arguments with which N equal models give the model (None: no such).
         base, key: whether they are needed.
+        statistics: their kind, if they are needed.
+        spectral: it takes an SVD, which has no gradient at equal singular values
+            (of zero matrices, say) and amplifies rounding errors.
         weighted: whether it takes weights.
         nan: "element" (a NaN stays where it is) or "leaf" (it spreads over the leaf).
     """
@@ -38,6 +41,8 @@ class Row:
     key: bool = False
     weighted: bool = True
     nan: str = "element"
+    statistics: str | None = None
+    spectral: bool = False
 
     def method(self, **changes: Any) -> merging.MergeMethod:
         return getattr(merging, self.name)(**(self.arguments | changes))
@@ -46,8 +51,13 @@ class Row:
     def few(self) -> int:
         return next((n for n in self.models if n > 2), self.models[-1])
 
-    def inputs(self) -> dict[str, Any]:
-        given: dict[str, Any] = {"base": tree(99)} if self.base else {}
+    def inputs(self, n: int | None = None, shape: tuple[int, ...] = (6, 8)) -> dict[str, Any]:
+        given: dict[str, Any] = {"base": tree(99, shape=shape)} if self.base else {}
+        if self.statistics == "fisher":
+            squares = [jax.tree.map(jnp.square, tree(i, shape=shape)) for i in range(n or self.few)]
+            given["statistics"] = squares
+        if self.statistics == "gram":
+            given["statistics"] = [grams(i, shape) for i in range(n or self.few)]
         return given | ({"key": 7} if self.key else {})
 
 
@@ -88,21 +98,103 @@ TABLE = [
     Row("nuslerp", models=(2,), nan="leaf"),
     Row("multislerp", nan="leaf"),
     Row("karcher", nan="leaf"),
+    Row(
+        "breadcrumbs",
+        arguments={"density": 0.5, "gamma": 0.1},
+        coefficient=("density", 0.5),
+        differentiable=False,
+        base=True,
+        equal={"density": 1.0, "gamma": 0.0, "normalize": True},
+    ),
+    Row(
+        "breadcrumbs_ties",
+        arguments={"density": 0.5, "gamma": 0.1},
+        coefficient=("scale", 0.5),
+        base=True,
+        equal={"density": 1.0, "gamma": 0.0, "normalize": True},
+    ),
+    Row(
+        "della",
+        coefficient=("scale", 0.5),
+        symmetric=False,
+        base=True,
+        key=True,
+        equal={"density": 1.0},
+    ),
+    Row(
+        "della_linear",
+        coefficient=("scale", 0.5),
+        symmetric=False,
+        base=True,
+        key=True,
+        equal={"density": 1.0, "normalize": True},
+    ),
+    Row(
+        "sce",
+        nan="leaf",
+        coefficient=("scale", 0.5),
+        base=True,
+        weighted=False,
+        arguments={"select_topk": 0.6},
+        equal={"select_topk": 1.0},
+    ),
+    Row("ram", base=True, weighted=False),
+    Row("ram_plus", coefficient=("r", 0.5), base=True, weighted=False, arguments={"alpha": 5.0}),
+    Row("nearswap", models=(2,), coefficient=("t", 0.3), symmetric=False, weighted=False),
+    Row("arcee_fusion", models=(2,), symmetric=False, weighted=False, nan="leaf"),
+    Row("ties_whole", coefficient=("scale", 0.7), base=True, equal={"density": 1.0}),
+    Row(
+        "localize_and_stitch",
+        arguments={"density": 0.4},
+        coefficient=("scale", 0.7),
+        base=True,
+        equal={"density": 1.0},
+    ),
+    Row("consensus", coefficient=("scale", 0.7), base=True, equal=None),
+    Row("emr", coefficient=("scale", 0.7), base=True),
+    Row("fisher", statistics="fisher"),
+    Row("regmean", statistics="gram", coefficient=("shrink", 0.8), nan="leaf"),
+    Row("mats", statistics="gram", coefficient=("shrink", 0.8), nan="leaf"),
+    Row("tsv", spectral=True, base=True, coefficient=("scale", 0.7), equal=None, nan="leaf"),
+    Row("iso_c", base=True, coefficient=("scale", 0.7), equal=None, nan="leaf"),
+    Row(
+        "iso_cts",
+        spectral=True,
+        base=True,
+        coefficient=("scale", 0.7),
+        equal=None,
+        nan="leaf",
+        models=(1, 2, 3),
+    ),
+    Row(
+        "knots",
+        spectral=True,
+        base=True,
+        coefficient=("scale", 0.7),
+        equal={"density": 1.0},
+        nan="leaf",
+    ),
+    Row("wudi", base=True, coefficient=("scale", 0.7), equal=None, nan="leaf"),
     Row("model_stock", models=(2, 3, 8), base=True, weighted=False, nan="leaf"),
 ]
 ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 
 
-def tree(seed: int, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """A small model: a kernel, a bias and a scalar under nested keys."""
+def tree(seed: int, dtype: Any = jnp.float32, shape: tuple[int, ...] = (6, 8)) -> dict[str, Any]:
+    """A small model: two leaves of one shape, so that each test compiles once."""
     random = np.random.default_rng(seed)
     return {
-        "layer": {
-            "kernel": jnp.asarray(random.normal(size=(6, 8)), dtype),
-            "bias": jnp.asarray(random.normal(size=8), dtype),
-        },
-        "temperature": jnp.asarray(random.normal(), dtype),
+        "layer": {"kernel": jnp.asarray(random.normal(size=shape), dtype)},
+        "head": jnp.asarray(random.normal(size=shape), dtype),
     }
+
+
+def grams(seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Gram matrices of random inputs, by leaf path."""
+    n = int(np.prod(shape[:-1]))
+    x = np.random.default_rng(seed).normal(size=(50, n))
+    gram = jnp.asarray(x.T @ x, jnp.float32)
+    return {"layer/kernel": gram, "head": gram + jnp.eye(n)} if len(shape) > 1 else {}
 
 
 def models(n: int, dtype: Any = jnp.float32) -> list[dict[str, Any]]:
@@ -138,9 +230,19 @@ def test_shape_and_dtype(row: Row, dtype: Any) -> None:
 
 
 @ROWS
+@pytest.mark.parametrize("shape", [(), (8,), (2, 3, 4)])
+def test_every_rank(row: Row, shape: tuple[int, ...]) -> None:
+    given = [tree(seed, shape=shape) for seed in range(row.few)]
+    inputs = row.inputs(shape=shape)
+    out = merging.merge(given, row.method(), **inputs)
+    assert out["head"].shape == shape
+    assert bool(jnp.isfinite(out["head"]).all())
+
+
+@ROWS
 def test_every_number_of_models(row: Row) -> None:
     for n in row.models:
-        out = merging.merge(models(n), row.method(), **row.inputs())
+        out = merging.merge(models(n), row.method(), **row.inputs(n))
         assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(out))
 
 
@@ -149,7 +251,7 @@ def test_equal_models_give_the_model(row: Row) -> None:
     if row.equal is None:
         pytest.skip("no choice of parameters makes this method idempotent")
     for n in row.models[:3]:
-        out = merging.merge([tree(5)] * n, row.method(**row.equal), **row.inputs())
+        out = merging.merge([tree(5)] * n, row.method(**row.equal), **row.inputs(n))
         close(out, tree(5))
 
 
@@ -157,9 +259,12 @@ def test_equal_models_give_the_model(row: Row) -> None:
 def test_order_of_models(row: Row) -> None:
     n = row.few
     forward = merging.merge(models(n), row.method(), **row.inputs())
-    backward = merging.merge(models(n)[::-1], row.method(), **row.inputs())
+    inputs = row.inputs()
+    if row.statistics:
+        inputs["statistics"] = inputs["statistics"][::-1]
+    backward = merging.merge(models(n)[::-1], row.method(), **inputs)
     if row.symmetric:
-        close(forward, backward)
+        close(forward, backward, atol=2e-5 if row.spectral else 2e-6)
     else:
         with pytest.raises(AssertionError):
             close(forward, backward)
@@ -179,18 +284,18 @@ def test_weights(row: Row) -> None:
     uneven = merging.merge(models(n), row.method(), weights=ramp, **row.inputs())
     assert jnp.abs(uneven["layer"]["kernel"] - plain["layer"]["kernel"]).max() > 1e-3
     by_path = merging.merge(models(n), row.method(), weights={"layer": ramp}, **row.inputs())
-    close(by_path, {"layer": uneven["layer"], "temperature": plain["temperature"]}, 1e-6)
+    close(by_path, {"layer": uneven["layer"], "head": plain["head"]}, 1e-6)
 
 
 @ROWS
 def test_jit_changes_nothing(row: Row) -> None:
     n = row.few
     inputs = row.inputs()
-    base, key = inputs.get("base"), inputs.get("key")
+    base, key, numbers = (inputs.get(name) for name in ("base", "key", "statistics"))
     weights = jnp.ones(n) if row.weighted else None
-    plain = merging.merge(models(n), row.method(), base, weights, key=key)
-    jitted = jax.jit(lambda t, b, w: merging.merge(t, row.method(), b, w, key=key))
-    close(plain, jitted(models(n), base, weights), rtol=1e-6, atol=1e-6)
+    plain = merging.merge(models(n), row.method(), base, weights, numbers, key)
+    jitted = jax.jit(lambda t, b, w, s: merging.merge(t, row.method(), b, w, s, key))
+    close(plain, jitted(models(n), base, weights, numbers), rtol=1e-6, atol=1e-6)
 
 
 @ROWS
@@ -230,7 +335,8 @@ def test_gradients_are_finite(row: Row) -> None:
         return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out))
 
     weights = jnp.ones(n) if row.weighted else None
-    for given in (models(n), [zero] * n, [tree(99)] * n):
+    special = [] if row.spectral else [[zero] * n, [tree(99)] * n]
+    for given in (models(n), *special):
         grads = jax.grad(loss, argnums=(0, 1) if row.weighted else 0)(given, weights)
         assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
 
@@ -245,28 +351,38 @@ def test_nan_stays(row: Row) -> None:
     assert bad[2, 3]
     if row.nan == "element":
         assert bad.sum() == 1
-    assert not np.isnan(np.asarray(out["layer"]["bias"])).any()
+    assert not np.isnan(np.asarray(out["head"])).any()
+
+
+def spread(model: Any, axis: AxisType) -> Any:
+    """A model with its leaves spread over all devices along their last axis."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), (axis,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    return jax.tree.map(lambda x: jax.device_put(x, sharding), model)
+
+
+def check_sharded(row: Row, axis: AxisType) -> None:
+    inputs = row.inputs()
+    plain = merging.merge(models(row.few), row.method(), **inputs)
+    if row.base:
+        inputs["base"] = spread(inputs["base"], axis)
+    placed = [spread(model, axis) for model in models(row.few)]
+    close(
+        merging.merge(placed, row.method(), **inputs), plain, 1e-4 if row.spectral else 1e-5, 2e-6
+    )
 
 
 @ROWS
 def test_sharded_inputs(row: Row) -> None:
     """Leaves spread over all devices merge to the same numbers."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), (AxisType.Auto,))
-    spec = jax.sharding.PartitionSpec
+    check_sharded(row, AxisType.Auto)
 
-    def spread(model: Any) -> Any:
-        def place(x: Any) -> Any:
-            axes = (None,) * (x.ndim - 1) + ("data",) if x.ndim else ()
-            return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec(*axes)))
 
-        return jax.tree.map(place, model)
-
-    inputs = row.inputs()
-    plain = merging.merge(models(row.few), row.method(), **inputs)
-    if row.base:
-        inputs["base"] = spread(inputs["base"])
-    spreaded = [spread(model) for model in models(row.few)]
-    close(merging.merge(spreaded, row.method(), **inputs), plain, 1e-5, 1e-6)
+@pytest.mark.parametrize(
+    "name", ["average", "ties", "dare_ties", "karcher", "ties_whole", "regmean"]
+)
+def test_explicitly_sharded_inputs(name: str) -> None:
+    check_sharded(next(row for row in TABLE if row.name == name), AxisType.Explicit)
 
 
 @ROWS
@@ -293,6 +409,7 @@ def test_recorded_and_made_again(row: Row) -> None:
 def test_fold_is_merge(row: Row) -> None:
     n = row.few
     inputs = row.inputs()
+    inputs.pop("statistics", None)
     if not row.method().foldable:
         with pytest.raises(errors.MergeError, match="all models at once"):
             merging.fold(models(n), row.method(), **inputs)

@@ -11,10 +11,13 @@ from .grid import CHUNK_BYTES as CHUNK_BYTES
 from .grid import chunk_count as chunk_count
 from .grid import chunk_grid as chunk_grid
 from .grid import chunk_ranges as chunk_ranges
+from .grid import chunk_runs as chunk_runs
 from .grid import chunk_shape as chunk_shape
+from .grid import chunk_slices as chunk_slices
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
 from .leaves import digest_leaves as digest_leaves
+from .leaves import iter_digests as iter_digests
 from .leaves import tree_digests as tree_digests
 from .memo import DigestMemo as DigestMemo
 from .speed import Speed as Speed

@@ -1,7 +1,7 @@
 """The chunk grid: how a leaf is cut, as a function of shape and item size alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -50,6 +50,44 @@ def chunk_grid(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """How many chunks a leaf has along each axis."""
     pairs = zip(shape, chunk_shape(shape, itemsize), strict=True)
     return tuple(-(-length // part) for length, part in pairs)
+
+
+def chunk_slices(shape: tuple[int, ...], itemsize: int, first: int, last: int) -> tuple[slice, ...]:
+    """What chunks `first` … `last` cover of a leaf, as an index of the array.
+
+    They must lie in a row along the axis that is cut (see `chunk_runs`).
+    """
+    grid, chunks = chunk_grid(shape, itemsize), chunk_shape(shape, itemsize)
+    begin, end = (_unravel(index, grid) for index in (first, last))
+    return tuple(
+        slice(a * part, min((b + 1) * part, length))
+        for a, b, part, length in zip(begin, end, chunks, shape, strict=True)
+    )
+
+
+def _unravel(index: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    position = []
+    for count in reversed(grid):
+        index, remainder = divmod(index, count)
+        position.append(remainder)
+    return tuple(reversed(position))
+
+
+def chunk_runs(
+    shape: tuple[int, ...], itemsize: int, indices: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Some chunks, ascending, as (first, last) of runs that `chunk_slices` takes."""
+    along = chunk_grid(shape, itemsize)[_cut_axis(shape, itemsize)]
+    start = previous = None
+    for index in indices:
+        if start is None or previous is None:
+            start = index
+        elif index != previous + 1 or index % along == 0:
+            yield start, previous
+            start = index
+        previous = index
+    if start is not None and previous is not None:
+        yield start, previous
 
 
 def chunk_ranges(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:

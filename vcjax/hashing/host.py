@@ -22,6 +22,17 @@ def hashing_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-hash")
 
 
+def _start(view: memoryview, start: int, stop: int) -> Future[bytes]:
+    try:
+        return hashing_pool().submit(_digest_range, view, start, stop)
+    except RuntimeError:
+        # The interpreter is about to exit and its pools take no more work, while
+        # a background commit is still being finished: digest on this thread.
+        done: Future[bytes] = Future()
+        done.set_result(_digest_range(view, start, stop))
+        return done
+
+
 def _bytes_view(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
@@ -52,14 +63,13 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
     Args:
         leaves: (dtype name, canonical host array) per leaf.
     """
-    pool = hashing_pool()
     pending: list[tuple[str, np.ndarray, list[Future[bytes]]]] = []
     for dtype, array in leaves:
         futures: list[Future[bytes]] = []
         if array.nbytes >= POOLED_BYTES:
             view = _bytes_view(array)
             spans = grid.chunk_ranges(array.shape, array.dtype.itemsize)
-            futures = [pool.submit(_digest_range, view, *span) for span in spans]
+            futures = [_start(view, *span) for span in spans]
         pending.append((dtype, array, futures))
     for dtype, array, futures in pending:
         if not futures:

@@ -1,6 +1,7 @@
 """Digests of leaves and trees, each computed where its data are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import jax
@@ -21,7 +22,21 @@ def digest_leaves(
     backend: Backend | None = None,
     memo: DigestMemo | None = None,
 ) -> dict[str, LeafDigest]:
-    """The digests of leaves. Of arrays on accelerators only the digests are transferred.
+    """The digests of leaves, by leaf path, in the order of `leaves`; see `iter_digests`."""
+    found = dict(iter_digests(leaves, backend=backend, memo=memo))
+    return {path: found[path] for path in leaves}
+
+
+def iter_digests(
+    leaves: Mapping[str, tree.Leaf],
+    *,
+    backend: Backend | None = None,
+    memo: DigestMemo | None = None,
+) -> Iterator[tuple[str, LeafDigest]]:
+    """The digests of leaves, one by one: those that are known or on an accelerator first.
+
+    Of arrays on accelerators only the digests are transferred, all at once. Those
+    on the host are digested ahead of the consumer, by all cores.
 
     Args:
         leaves: by leaf path.
@@ -31,33 +46,31 @@ def digest_leaves(
             the host.
         memo: remembers digests of arrays that cannot have changed.
 
-    Returns:
-        By leaf path, in the order of `leaves`. A plain value has no chunks.
+    Yields:
+        Leaf path and digest. A plain value has no chunks.
 
     Raises:
         UnsupportedLeafError: an array has shards that this process cannot address.
     """
-    found: dict[str, LeafDigest] = {}
     on_device: dict[str, tree.Leaf] = {}
     on_host: dict[str, tree.Leaf] = {}
     for path, leaf in leaves.items():
         known = memo.get(leaf.spec.dtype, leaf.data) if memo is not None else None
         if known is not None:
-            found[path] = known
+            yield path, known
         elif leaf.spec.is_value:
-            found[path] = LeafDigest(value_digest(leaf.spec.dtype, leaf.data), ())
+            yield path, LeafDigest(value_digest(leaf.spec.dtype, leaf.data), ())
         elif _backend(path, leaf, backend) == "device":
             on_device[path] = leaf
         else:
             on_host[path] = leaf
     arrays = [(leaf.spec.dtype, leaf.data) for leaf in on_device.values()]
-    found |= zip(on_device, digest_on_devices(arrays), strict=True)
+    found = zip(on_device, digest_on_devices(arrays), strict=True)
     arrays = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in on_host.values())
-    found |= zip(on_host, digest_arrays(arrays), strict=True)
-    if memo is not None:
-        for path in (*on_device, *on_host):
-            memo.put(leaves[path].spec.dtype, leaves[path].data, found[path])
-    return {path: found[path] for path in leaves}
+    for path, digest in chain(found, zip(on_host, digest_arrays(arrays), strict=True)):
+        if memo is not None:
+            memo.put(leaves[path].spec.dtype, leaves[path].data, digest)
+        yield path, digest
 
 
 def _backend(path: str, leaf: tree.Leaf, backend: Backend | None) -> Backend:

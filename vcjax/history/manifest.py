@@ -13,6 +13,9 @@ from vcjax.tree import NODE_KINDS, Key, LeafSpec, Node, leaf_dict, storage_dtype
 
 DIGEST_BYTES = 32
 
+MAX_KEY_DEPTH = 16
+"""How many tuples may be in each other in the key of a dict."""
+
 
 def manifest_key(digest: str) -> str:
     """Where the manifest with this digest is stored."""
@@ -142,7 +145,11 @@ class Manifest:
         """
         fields = canonical.decode("manifest", 1, digest, data)
         try:
-            return cls(_decode(fields["root"], 0), digest)
+            manifest = cls(_decode(fields["root"], 0), digest)
+            _ = manifest.leaves  # raises if two leaves have the same path
+            return manifest
+        except TreeError as error:
+            raise CorruptionError(f"manifest {digest[:8]}: {error.message}") from error
         except VcjaxError as error:
             error.message = f"manifest {digest[:8]}: {error.message}"
             raise
@@ -166,18 +173,24 @@ def check_depth(root: Any) -> None:
             )
 
 
-def _encode_key(key: Key) -> Any:
+def _encode_key(key: Key, depth: int = 0) -> Any:
     """Keys that MessagePack tells apart stay as they are; the rest are tagged."""
     if isinstance(key, tuple):
-        return {"tuple": [_encode_key(part) for part in key]}
+        if depth > MAX_KEY_DEPTH:
+            raise TreeError(f"a key is a tuple of more than {MAX_KEY_DEPTH} levels")
+        return {"tuple": [_encode_key(part, depth + 1) for part in key]}
     if isinstance(key, int) and not isinstance(key, bool) and not -(2**63) <= key < 2**63:
-        return {"int": str(key)}
+        return {"int": format(key, "x")}
     return key
 
 
-def _decode_key(key: Any) -> Key:
+def _decode_key(key: Any, depth: int = 0) -> Key:
     if isinstance(key, dict):
-        return tuple(map(_decode_key, key["tuple"])) if "tuple" in key else int(key["int"])
+        if depth > MAX_KEY_DEPTH:
+            raise CorruptionError(f"a key is a tuple of more than {MAX_KEY_DEPTH} levels")
+        if "tuple" in key:
+            return tuple(_decode_key(part, depth + 1) for part in key["tuple"])
+        return int(key["int"], 16)
     if not isinstance(key, str | int | float | bool | bytes):
         raise CorruptionError(f"{key!r} is no key of a tree")
     return key

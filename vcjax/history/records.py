@@ -1,5 +1,6 @@
 """Commits and manifests in a store: immutable, named by digest, cached."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -23,6 +24,7 @@ class History:
     def __init__(self, store: Store):
         self._store = store
         self._commits: dict[str, Commit] = {}
+        self._lock = threading.Lock()  # background commits share the cache
         self._manifests: OrderedDict[str, Manifest] = OrderedDict()
 
     def commit(self, digest: str) -> Commit:
@@ -41,18 +43,20 @@ class History:
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest with this digest; raises as `commit` does."""
-        if digest in self._manifests:
-            self._manifests.move_to_end(digest)
-            return self._manifests[digest]
+        with self._lock:
+            if digest in self._manifests:
+                self._manifests.move_to_end(digest)
+                return self._manifests[digest]
         data = self._store.read(manifest_key(digest))
         if data is None:
             raise MissingObjectError(f"manifest {digest[:8]} is gone", hint=_HINT)
         return self._keep(Manifest.decode(digest, data))
 
     def _keep(self, manifest: Manifest) -> Manifest:
-        self._manifests[manifest.digest] = manifest
-        if len(self._manifests) > MANIFESTS_KEPT:
-            self._manifests.popitem(last=False)
+        with self._lock:
+            self._manifests[manifest.digest] = manifest
+            if len(self._manifests) > MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
         return manifest
 
     def manifest_of(self, commit: Commit) -> Manifest:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 from vcjax import errors
@@ -17,7 +18,19 @@ from vcjax.merging.atoms import take_base
 from vcjax.merging.method import MAKERS, METHODS, MergeMethod, Transform, recipe
 from vcjax.merging.view import View
 
-RECIPES = ("atoms", "compose", "elementwise", "geodesic", "sparse")
+RECIPES = (
+    "atoms",
+    "compose",
+    "agreement",
+    "dropping",
+    "elementwise",
+    "geodesic",
+    "masks",
+    "pairwise",
+    "sparse",
+    "spectral",
+    "statistics",
+)
 """The modules of vcjax.merging that hold transforms and recipes."""
 
 

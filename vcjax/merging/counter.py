@@ -26,9 +26,10 @@ def mix(h: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def path_words(path: str) -> np.ndarray:
+def path_words(path: str) -> jax.Array:
     """`uint32[2]` for a leaf path (BLAKE2b)."""
-    return np.frombuffer(hashlib.blake2b(path.encode(), digest_size=8).digest(), "<u4")
+    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    return jnp.asarray(np.frombuffer(digest, "<u4"))
 
 
 def leaf_seed(key: jax.Array, words: jax.Array) -> jax.Array:

@@ -92,6 +92,6 @@ def fold(
     for i, state in states.items():
         kind = np.dtype(dtype or jnp.asarray(columns[i][0]).dtype)
         grounds = None if bases[i] is None else jnp.asarray(bases[i])
-        out[i] = finish_leaf(method.transforms, state, grounds, kind)
+        out[i] = finish_leaf(method.transforms, state, grounds, dtype=kind)
     assert treedef is not None
     return jax.tree_util.tree_unflatten(treedef, out)

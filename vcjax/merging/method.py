@@ -30,7 +30,7 @@ Locality = Literal["element", "leaf", "model"]
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["values", "base", "weights", "agree", "statistics", "seed", "model", "row", "at"],
-    meta_fields=["leaves", "view"],
+    meta_fields=["leaves", "size", "view"],
 )
 @dataclass(frozen=True)
 class Stack:
@@ -48,6 +48,7 @@ class Stack:
         row: position of the first row in the whole leaf (slices see some rows).
         at: position of this leaf among the leaves of the model.
         leaves: how many leaves the model has.
+        size: how many elements the model has.
         view: which axes of the leaf are layers, inputs and outputs.
     """
 
@@ -61,6 +62,7 @@ class Stack:
     row: Any = 0
     at: Any = 0
     leaves: int = 1
+    size: int = 0
     view: View | None = None
 
 
@@ -161,20 +163,23 @@ def transform(*static: str) -> Callable[[Callable[P, Transform]], Callable[P, Tr
     return decorate
 
 
-def is_traced(value: Any) -> bool:
-    """Whether a parameter is an array, whose value may not be known."""
-    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+def is_static(name: str, value: Any, static: frozenset[str]) -> bool:
+    """Whether a parameter is part of the program: all but floats, arrays and their stand-ins."""
+    if isinstance(value, np.generic):
+        return False
+    plain = isinstance(value, (str, bool, int, tuple, type(None)))
+    return plain or (isinstance(value, float) and name in static)
 
 
 def _flatten(step: Transform) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     keep_static = MAKERS[step.name].static
     names, children, fixed = [], [], []
     for key, value in step.parameters.items():
-        if is_traced(value) or (isinstance(value, float) and key not in keep_static):
+        if is_static(key, value, keep_static):
+            fixed.append((key, value))
+        else:
             names.append(key)
             children.append(value)
-        else:
-            fixed.append((key, value))
     return tuple(children), (step.name, tuple(names), tuple(fixed))
 
 
@@ -231,8 +236,8 @@ class MergeMethod:
     @property
     def locality(self) -> Locality:
         """What of a model must be seen at once to merge a leaf."""
-        order: tuple[Locality, ...] = ("element", "leaf", "model")
-        return max((step.locality for step in self._all()), key=order.index, default="element")
+        found = {step.locality for step in self._all()}
+        return "model" if "model" in found else "leaf" if "leaf" in found else "element"
 
     @property
     def models(self) -> tuple[int, int | None]:

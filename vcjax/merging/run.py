@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcjax.merging.mesh import on_any_mesh
 from vcjax.merging.method import Fold, MergeMethod, Stack, Transform
 
 
@@ -24,18 +25,20 @@ def run(method: MergeMethod, stacks: list[Stack], dtype: Any = None) -> list[jax
     if method.foldable and any(s.locality == "leaf" for s in split(method.transforms)[0]):
         # Selection is long to compile: once for one model beats once for N of them.
         return [run_folded(method.transforms, stack, kind) for stack, kind in pairs]
-    return [run_leaf(method.transforms, stack, kind) for stack, kind in pairs]
+    return [run_leaf(method.transforms, stack, dtype=kind) for stack, kind in pairs]
 
 
 def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[Any]) -> list[Any]:
     """Step by step over all leaves, with the sums that steps ask for in between."""
+    size = sum(stack.values[0].size for stack in stacks)
     stacks = [
-        cast(replace(stack, at=jnp.int32(i), leaves=len(stacks))) for i, stack in enumerate(stacks)
+        cast(replace(stack, at=jnp.int32(i), leaves=len(stacks), size=size))
+        for i, stack in enumerate(stacks)
     ]
     for step in steps:
         totals: tuple[Any, ...] = ()
         for number in range(len(step.rounds)):
-            parts = [run_round(step, number, stack, totals) for stack in stacks]
+            parts = [run_round(step, stack, totals, number=number) for stack in stacks]
             totals = (*totals, jax.tree.map(lambda *x: sum(x[1:], x[0]), *parts))
         stacks = [run_step(step, stack, totals) for stack in stacks]
     return [stack.values[0].astype(kind) for stack, kind in zip(stacks, kinds, strict=True)]
@@ -47,11 +50,12 @@ def run_folded(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Ar
     for i, value in enumerate(stack.values):
         one = replace(stack, values=(value,), weights=stack.weights[i : i + 1], model=jnp.int32(i))
         state = fold_leaf(steps, state, one)
-    return finish_leaf(steps, state, stack.base, dtype)
+    return finish_leaf(steps, state, stack.base, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def run_leaf(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Array:
+@on_any_mesh
+def run_leaf(steps: tuple[Transform, ...], stack: Stack, *, dtype: Any) -> jax.Array:
     """All steps on one leaf, compiled once per method, shape and dtypes."""
     stack = cast(stack)
     for step in steps:
@@ -60,12 +64,14 @@ def run_leaf(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Arra
 
 
 @functools.partial(jax.jit, static_argnames="number")
-def run_round(step: Transform, number: int, stack: Stack, totals: tuple[Any, ...]) -> Any:
+@on_any_mesh
+def run_round(step: Transform, stack: Stack, totals: tuple[Any, ...], *, number: int) -> Any:
     """One round of a whole-model step on one leaf."""
     return step.rounds[number](stack, totals)
 
 
 @jax.jit
+@on_any_mesh
 def run_step(step: Transform, stack: Stack, totals: tuple[Any, ...]) -> Stack:
     """One step on one leaf."""
     return step.apply(stack, totals)
@@ -77,6 +83,7 @@ def compute_dtype(*arrays: Any) -> Any:
 
 
 @jax.jit
+@on_any_mesh
 def cast(stack: Stack) -> Stack:
     """The stack in the dtype of the computation."""
     arrays = stack.values if stack.base is None else (*stack.values, stack.base)
@@ -101,6 +108,7 @@ def split(
 
 
 @jax.jit
+@on_any_mesh
 def fold_leaf(steps: tuple[Transform, ...], state: Any, stack: Stack) -> Any:
     """The accumulators of a leaf with one more model."""
     before, reduction, _ = split(steps)
@@ -113,7 +121,8 @@ def fold_leaf(steps: tuple[Transform, ...], state: Any, stack: Stack) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames="dtype")
-def finish_leaf(steps: tuple[Transform, ...], state: Any, base: Any, dtype: Any) -> jax.Array:
+@on_any_mesh
+def finish_leaf(steps: tuple[Transform, ...], state: Any, base: Any, *, dtype: Any) -> jax.Array:
     """The merged leaf of its accumulators."""
     _, reduction, after = split(steps)
     value = reduction.finish(state)

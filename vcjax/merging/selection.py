@@ -47,11 +47,6 @@ def magnitude_keys(x: jax.Array) -> jax.Array:
     return bits & np.array((1 << (8 * x.dtype.itemsize - 1)) - 1, kind)
 
 
-def from_keys(keys: jax.Array, dtype: Any) -> jax.Array:
-    """The magnitudes that `magnitude_keys` gave these keys."""
-    return lax.bitcast_convert_type(keys, dtype)
-
-
 def count(density: Any, size: int, rounding: str = "ceil") -> Any:
     """How many of `size` elements a density keeps.
 
@@ -95,9 +90,21 @@ def histogram(keys: jax.Array, shift: int, prefix: jax.Array | None) -> jax.Arra
 
 def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The digit of the `need`-th largest: (digit, how many are above, how many equal)."""
-    at_least = jnp.cumsum(counts[::-1])[::-1]
-    digit = jnp.maximum(jnp.sum(at_least >= need) - 1, 0)
-    return digit, at_least[digit] - counts[digit], counts[digit]
+    # Two levels of 256, since a cumulative sum of 65536 takes XLA long to compile.
+    table = counts.reshape(256, 256)
+    high, above_high = choose_among(jnp.sum(table, axis=1, dtype=jnp.int32), need)
+    low, above_low = choose_among(table[high], need - above_high)
+    return high * 256 + low, above_high + above_low, table[high, low]
+
+
+def choose_among(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest i with `counts[i:].sum() >= need` (0 if none), and `counts[i + 1:].sum()`."""
+    place = jnp.arange(counts.size)
+    reached = jnp.where(place[None, :] >= place[:, None], counts[None, :], 0)
+    # Sums would be int64 where JAX has 64-bit types, unlike those of `by_counting`.
+    at_least = jnp.sum(reached, axis=1, dtype=jnp.int32)
+    i = jnp.maximum(jnp.sum(at_least >= need, dtype=jnp.int32) - 1, 0)
+    return i, at_least[i] - counts[i]
 
 
 def by_histogram(keys: jax.Array, k: jax.Array) -> Threshold:
@@ -178,6 +185,10 @@ def top_mask(x: jax.Array, k: Any, tie_rule: str = "exact") -> jax.Array:
 
 
 def order_statistic(x: jax.Array, rank: Any) -> jax.Array:
-    """The element of this rank (0 is the smallest) among non-negative floats."""
-    keys = magnitude_keys(x)
-    return from_keys(kth_largest(keys, x.size - jnp.asarray(rank, jnp.int32)).key, x.dtype)
+    """The element of this rank (0 is the smallest) among floats of either sign."""
+    sign = np.array(1 << (8 * x.dtype.itemsize - 1), f"uint{8 * x.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), sign.dtype)
+    # Negative floats order backwards by their bits: flip all of them, else only the sign.
+    keys = jnp.where(bits & sign, ~bits, bits | sign)
+    key = kth_largest(keys, x.size - jnp.asarray(rank, jnp.int32)).key
+    return lax.bitcast_convert_type(jnp.where(key & sign, key ^ sign, ~key), x.dtype)

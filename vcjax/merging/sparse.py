@@ -1,4 +1,4 @@
-"""Methods that drop parts of task vectors: TIES, DARE."""
+"""Methods that drop parts of task vectors: TIES, DARE, Breadcrumbs, DELLA."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from vcjax.merging.atoms import (
     weighted_sum,
 )
 from vcjax.merging.compose import chain
+from vcjax.merging.dropping import drop_by_rank, trim_outliers
 from vcjax.merging.method import MergeMethod, recipe
 
 
@@ -111,6 +112,141 @@ def dare_ties(
         drop(density, rescale),
         elect_sign(),
         disjoint_mean(normalize),
+        scale_by(scale),
+        add_base(),
+    )
+
+
+@recipe
+def breadcrumbs(
+    density: Any = 0.9,
+    gamma: Any = 0.01,
+    scale: Any = 1.0,
+    normalize: bool = False,
+    tie_rule: str = "exact",
+    rounding: str = "ceil",
+) -> MergeMethod:
+    r"""Model Breadcrumbs: task arithmetic without outliers and small perturbations.
+
+    Source: Davari and Belilovsky, 2024 (arXiv 2312.06795), §3; masks per leaf as
+    mergekit's `breadcrumbs` (the official code masks along the last axis).
+
+    Args:
+        density: fraction of each task vector that is kept.
+        gamma: fraction of largest magnitudes that is dropped.
+        scale: λ.
+        normalize: divide by the sum of the weights.
+        tie_rule: "exact" or ">=", see `trim`.
+        rounding: of the number kept, "ceil" or "floor" (mergekit).
+
+    Example:
+        >>> from vcjax import merging
+        >>> import numpy as np
+        >>> base, a = {"w": np.zeros(4)}, {"w": np.array([9.0, 2.0, 3.0, 0.1])}
+        >>> method = merging.breadcrumbs(density=0.5, gamma=0.25)
+        >>> merging.merge([a], method, base=base, dtype=np.float32)["w"].tolist()
+        [0.0, 2.0, 3.0, 0.0]
+    """
+    return chain(
+        task_vectors(),
+        trim_outliers(density, gamma, tie_rule, rounding),
+        weighted_sum(normalize),
+        scale_by(scale),
+        add_base(),
+    )
+
+
+@recipe
+def breadcrumbs_ties(
+    density: Any = 0.9,
+    gamma: Any = 0.01,
+    scale: Any = 1.0,
+    normalize: bool = False,
+    tie_rule: str = "exact",
+    rounding: str = "ceil",
+) -> MergeMethod:
+    """Model Breadcrumbs' masks with TIES' sign election.
+
+    Source: mergekit `breadcrumbs_ties`. Arguments as `breadcrumbs`; `normalize`
+    divides by the weights that agree.
+
+    Example:
+        >>> from vcjax import merging
+        >>> a, b = {"w": 3.0}, {"w": -1.0}
+        >>> method = merging.breadcrumbs_ties(density=1.0)
+        >>> merging.merge([a, b], method, base={"w": 0.0})["w"].item()
+        3.0
+    """
+    return chain(
+        task_vectors(),
+        trim_outliers(density, gamma, tie_rule, rounding),
+        elect_sign(),
+        disjoint_mean(normalize),
+        scale_by(scale),
+        add_base(),
+    )
+
+
+@recipe
+def della(
+    density: Any = 0.5,
+    epsilon: Any = 0.15,
+    scale: Any = 1.0,
+    normalize: bool = True,
+    rescale: str | None = "probability",
+    axis: int = -1,
+) -> MergeMethod:
+    r"""DELLA: drop by rank of magnitude, elect signs, disjoint mean.
+
+    Source: Deep et al., 2024 (arXiv 2406.11617), §3; mergekit `della`.
+
+    Args:
+        density: mean probability of being kept.
+        epsilon: half the range of probabilities within a row.
+        scale: λ.
+        normalize: divide by the weights that agree.
+        rescale: "probability" (the paper) or "l1" (mergekit), see `drop_by_rank`.
+        axis: along which magnitudes are ranked.
+
+    Example:
+        >>> from vcjax import merging
+        >>> a, b = {"w": 3.0}, {"w": -1.0}
+        >>> merging.merge([a, b], merging.della(1.0), base={"w": 0.0}, key=0)["w"].item()
+        3.0
+    """
+    return chain(
+        task_vectors(),
+        drop_by_rank(density, epsilon, rescale, axis),
+        elect_sign(),
+        disjoint_mean(normalize),
+        scale_by(scale),
+        add_base(),
+    )
+
+
+@recipe
+def della_linear(
+    density: Any = 0.5,
+    epsilon: Any = 0.15,
+    scale: Any = 1.0,
+    normalize: bool = False,
+    rescale: str | None = "probability",
+    axis: int = -1,
+) -> MergeMethod:
+    """DELLA's dropping without sign election. Arguments as `della`.
+
+    Source: mergekit `della_linear`.
+
+    Example:
+        >>> from vcjax import merging
+        >>> a, b = {"w": 3.0}, {"w": -1.0}
+        >>> merging.merge([a, b], merging.della_linear(1.0), base={"w": 0.0}, key=0)["w"].item()
+        2.0
+    """
+    return chain(
+        task_vectors(),
+        drop_by_rank(density, epsilon, rescale, axis),
+        weighted_sum(normalize),
         scale_by(scale),
         add_base(),
     )

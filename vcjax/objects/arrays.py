@@ -43,7 +43,8 @@ ZARR_DTYPES = frozenset(
         "float4_e2m1fn",
     ]
 )
-"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as uint8."""
+"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as
+unsigned integers of their width."""
 
 ATTRIBUTE = "vcjax"
 
@@ -62,7 +63,10 @@ class ArrayHeader:
         dtype: the leaf's dtype name, which may differ from zarr's.
         written: when it was written, seconds since 1970 UTC.
         relied: when a later commit last found it here and relied on it, or None.
-        update: how the content is expressed.
+        update: "dense", or "difference" to a base.
+        base: leaf digest of the base, hexadecimal, for a difference.
+        own: indices of the chunks that a difference holds itself; None for all.
+        depth: 0 for dense, else 1 more than the base's.
         deleting: whether a garbage collector is removing the object.
     """
 
@@ -73,6 +77,9 @@ class ArrayHeader:
     written: float
     relied: float | None = None
     update: str = "dense"
+    base: str | None = None
+    own: tuple[int, ...] | None = None
+    depth: int = 0
     deleting: bool = False
 
     @property
@@ -81,8 +88,8 @@ class ArrayHeader:
         return max(self.written, self.relied or 0.0)
 
     def encode(self) -> bytes:
-        """The bytes of `zarr.json`."""
-        attributes = {
+        """The bytes of `zarr.json`: of an array if dense, else of a group that holds one."""
+        attributes: dict[str, Any] = {
             "digest": self.digest,
             "chunks": list(self.chunks),
             "dtype": self.dtype,
@@ -93,8 +100,22 @@ class ArrayHeader:
             attributes["relied"] = self.relied
         if self.deleting:
             attributes["deleting"] = True
-        attributes["check"] = checksum(self.metadata | attributes)
-        return json.dumps({**self.metadata, "attributes": {ATTRIBUTE: attributes}}).encode()
+        document = self.metadata
+        if self.update == "difference":
+            own = list(self.own or ())
+            attributes |= {"base": self.base, "own": own, "depth": self.depth}
+            attributes["array"] = self.metadata
+            document = {"zarr_format": 3, "node_type": "group"}
+        attributes["check"] = checksum(document | attributes)
+        return json.dumps({**document, "attributes": {ATTRIBUTE: attributes}}).encode()
+
+    def encode_metadata(self) -> bytes:
+        """The bytes of the `zarr.json` of the array within a group: no attributes of ours."""
+        return json.dumps(self.metadata).encode()
+
+    def array_key(self, key: str) -> str:
+        """Where the array of the object at `key` is."""
+        return key if self.update == "dense" else f"{key}/{self.update}"
 
     @classmethod
     def decode(cls, key: str, data: bytes) -> "ArrayHeader":
@@ -105,18 +126,27 @@ class ArrayHeader:
             UnknownFormatError: an update that this version does not know.
         """
         try:
-            metadata = json.loads(data)
-            attributes = metadata.pop("attributes")[ATTRIBUTE]
-            if attributes["check"] != checksum(metadata | attributes):
+            document = json.loads(data)
+            attributes = document.pop("attributes")[ATTRIBUTE]
+            if attributes["check"] != checksum(document | attributes):
                 raise ValueError("it does not have its checksum")
-            header = cls(
-                metadata=metadata,
+            if attributes["update"] not in ("dense", "difference"):
+                raise UnknownFormatError(
+                    f"{key} is stored as {attributes['update']!r}, which this version cannot read",
+                    hint="upgrade vcjax",
+                )
+            own = attributes.get("own")
+            return cls(
+                metadata=attributes.get("array", document),
                 digest=attributes["digest"],
                 chunks=tuple(attributes["chunks"]),
                 dtype=attributes["dtype"],
                 written=attributes["written"],
                 relied=attributes.get("relied"),
                 update=attributes["update"],
+                base=attributes.get("base"),
+                own=None if own is None else tuple(own),
+                depth=attributes.get("depth", 0),
                 deleting=attributes.get("deleting", False),
             )
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -124,18 +154,12 @@ class ArrayHeader:
                 f"{key}/zarr.json is damaged ({error!r})",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",
             ) from error
-        if header.update != "dense":
-            raise UnknownFormatError(
-                f"{key} is stored as {header.update!r}, which this version cannot read",
-                hint="upgrade vcjax",
-            )
-        return header
 
 
 def zarr_dtype(dtype: str) -> str:
     """The zarr v3 data type that a leaf of this dtype is stored as."""
-    name = storage_dtype(dtype).name
-    return name if name in ZARR_DTYPES else "uint8"
+    kind = storage_dtype(dtype)
+    return kind.name if kind.name in ZARR_DTYPES else f"uint{8 * kind.itemsize}"
 
 
 def new_header(
@@ -200,25 +224,19 @@ def open_array(store: Store, key: str, metadata: dict[str, Any]) -> Any:
     return ts.open(spec, open=True, assume_metadata=True, context=store.context)
 
 
-def read_into(source: Any, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, Any]:
-    """A buffer for a stored array, or part of one, and the future that fills it.
+def aligned_buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An uninitialised array of a leaf's storage dtype that JAX on CPU can use in place.
 
-    The buffer is aligned so that JAX on CPU can use it in place: NumPy aligns to
-    16 bytes, JAX asks for 64 and would copy, which doubled the peak memory of a
-    restore.
-
-    Args:
-        source: the TensorStore, indexed down to `shape`.
-        dtype: the leaf's dtype name; the buffer is of its storage dtype.
+    NumPy aligns to 16 bytes, JAX asks for 64 and would copy, which doubled the
+    peak memory of a restore.
     """
     kind = storage_dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
-    buffer = memory[start : start + nbytes].view(kind).reshape(shape)
-    return buffer, ts.array(stored_view(buffer, dtype)).write(source)
+    return memory[start : start + nbytes].view(kind).reshape(shape)
 
 
 def stored_view(array: np.ndarray, dtype: str) -> np.ndarray:
     """A canonical array in the dtype that zarr stores it as; no copy."""
-    return array if zarr_dtype(dtype) == array.dtype.name else array.view(np.uint8)
+    return array if zarr_dtype(dtype) == array.dtype.name else array.view(zarr_dtype(dtype))

@@ -9,7 +9,8 @@ from vcjax.history import Commit, History, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
-from vcjax.objects.store import ObjectStore, leaf_key, pack_key
+from vcjax.objects.layout import leaf_key, pack_key
+from vcjax.objects.store import ObjectStore
 
 GRACE_SECONDS = 24 * 3600.0
 """What was written more recently may belong to a commit in progress, and is spared."""
@@ -73,7 +74,9 @@ class _Live:
     objects: frozenset[str]
 
 
-def _live(history: History, tips: Iterable[str], pruned: frozenset[str]) -> _Live:
+def _live(
+    history: History, objects: ObjectStore, tips: Iterable[str], pruned: frozenset[str]
+) -> _Live:
     commits: dict[str, Commit] = {}
     queue = list(tips)
     while queue:
@@ -83,19 +86,35 @@ def _live(history: History, tips: Iterable[str], pruned: frozenset[str]) -> _Liv
             queue.extend(commits[digest].parents)
     manifests = {commit.manifest for commit in commits.values()}
     kept = {commit.manifest for digest, commit in commits.items() if digest not in pruned}
-    used = set().union(*(_objects_of(history, digest) for digest in kept))
+    used = _objects_of(history, objects, kept)
     return _Live(frozenset(commits), frozenset(manifests), frozenset(used))
 
 
-def _objects_of(history: History, manifest: str) -> set[str]:
-    """Keys of the leaf objects and packs that a manifest refers to."""
-    used = set()
-    for entry in history.manifest(manifest).leaves.values():
-        if entry.packed is not None:
-            used.add(pack_key(entry.packed.pack))
-        elif entry.is_object:
-            used.add(leaf_key(entry.digest))
-    return used
+def _objects_of(history: History, objects: ObjectStore, manifests: Iterable[str]) -> set[str]:
+    """Keys of the leaf objects and packs that manifests refer to, and of their bases."""
+    used: set[str] = set()
+    chunked: set[str] = set()
+    for manifest in manifests:
+        for entry in history.manifest(manifest).leaves.values():
+            if entry.packed is not None:
+                used.add(pack_key(entry.packed.pack))
+            elif entry.is_object:
+                used.add(leaf_key(entry.digest))
+                if entry.chunks:  # only these may stand on a base
+                    chunked.add(leaf_key(entry.digest))
+    return used | _bases_of(objects, chunked)
+
+
+def _bases_of(objects: ObjectStore, keys: Iterable[str]) -> set[str]:
+    """Keys of all leaf objects that some stand on, directly or not."""
+    found: set[str] = set()
+    queue = list(keys)
+    while queue:
+        headers = objects.read_headers(queue)
+        bases = {leaf_key(header.base) for header in headers if header and header.base}
+        queue = sorted(bases - found)
+        found |= bases
+    return found
 
 
 def plan_gc(
@@ -118,11 +137,11 @@ def plan_gc(
     now = time.time()
     tips = _tips(refs, reflog)
     pruned = prunings.all()
-    referenced = _live(history, tips, pruned)
+    referenced = _live(history, objects, tips, pruned)
     loose = [digest for digest in history.all_commits() if digest not in referenced.commits]
     dead = [digest for digest in loose if now - history.commit(digest).time.timestamp() >= grace]
     # A commit in progress is young: all that it leads to is spared with it.
-    live = _live(history, tips | (set(loose) - set(dead)), pruned)
+    live = _live(history, objects, tips | (set(loose) - set(dead)), pruned)
     dead = [digest for digest in dead if digest not in live.commits]
     manifests = [
         digest
@@ -154,20 +173,18 @@ def _dead_objects(
     parts: dict[str, list[str]] = {}
     for key in [*objects.store.keys("leaves/"), *objects.store.keys("packs/")]:
         parts.setdefault("/".join(key.split("/")[:3]), []).append(key)
-    candidates = [key for key in parts if key not in used]
-    dead, nbytes, spared = [], 0, 0
-    for key in candidates:
+    dead, young = [], []
+    for key in parts.keys() - used:
         value = objects.store.read(f"{key}/zarr.json")
         if value is None:  # its writer died, or is at work, before the header
             age = min(_age(objects, part, now) for part in parts[key])
         else:
             age = now - ArrayHeader.decode(key, value).used
-        if age >= grace:
-            dead.append(key)
-            nbytes += sum(objects.store.size(part) for part in parts[key])
-        else:
-            spared += 1
-    return dead, nbytes, spared
+        (dead if age >= grace else young).append(key)
+    needed = _bases_of(objects, young)
+    dead = sorted(key for key in dead if key not in needed)
+    nbytes = sum(objects.store.size(part) for key in dead for part in parts[key])
+    return dead, nbytes, len(parts) - len(used & parts.keys()) - len(dead)
 
 
 def plan_prune(
@@ -181,9 +198,9 @@ def plan_prune(
     Args:
         commits: the pruned commits to look at.
     """
-    live = _live(history, _tips(refs, REFLOG_SECONDS), prunings.all())
+    live = _live(history, objects, _tips(refs, REFLOG_SECONDS), prunings.all())
     manifests = {history.commit(digest).manifest for digest in commits}
-    candidates = set().union(*(_objects_of(history, digest) for digest in manifests))
+    candidates = _objects_of(history, objects, manifests)
     keys = sorted(candidates - live.objects)
     oldest = time.time() - GRACE_SECONDS
     free, nbytes = [], 0
@@ -205,7 +222,7 @@ def sweep(
 
     What came to be referenced since the plan was made is spared.
     """
-    live = _live(history, _tips(refs, plan.reflog), prunings.all())
+    live = _live(history, objects, _tips(refs, plan.reflog), prunings.all())
     for name in refs.logged_names():
         refs.forget(name, time.time() - plan.reflog)
     objects.store.delete(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 from vcjax.errors import RevisionError, StepExistsError
@@ -43,6 +44,7 @@ class CheckpointManager:
         else:
             self.repo = Repository.open(directory)
         self._steps: dict[int, Step] = {}
+        self._saving: tuple[int, Future[Commit]] | None = None
         self.reload()
 
     @property
@@ -58,6 +60,7 @@ class CheckpointManager:
 
     def reload(self) -> None:
         """Reads the steps anew, after other processes or `vcjax switch` have changed them."""
+        self.wait_until_finished()
         self._steps = {}
         pruned = self.repo.prunings.all()
         try:
@@ -69,15 +72,17 @@ class CheckpointManager:
                 self._steps.setdefault(commit.step, _step(commit, commit.step))
 
     def all_steps(self) -> list[int]:
-        """The steps that can be restored, ascending."""
-        return sorted(self._steps)
+        """The steps that can be restored, ascending; the one being saved included."""
+        saving = {self._saving[0]} if self._saving else set()
+        return sorted(saving.union(self._steps))
 
     def latest_step(self) -> int | None:
         """The largest step; None if there is none."""
-        return max(self._steps, default=None)
+        return max(self.all_steps(), default=None)
 
     def best_step(self) -> int | None:
         """The best step by `best_fn`; the latest one without it or without metrics."""
+        self.wait_until_finished()
         best = ranked(list(self._steps.values()), self.options)
         return best[0].step if best else self.latest_step()
 
@@ -87,6 +92,7 @@ class CheckpointManager:
         Raises:
             FileNotFoundError: no such step.
         """
+        self.wait_until_finished()
         return dict(self._require(step).metrics)
 
     def should_save(self, step: int) -> bool:
@@ -123,6 +129,7 @@ class CheckpointManager:
         Raises:
             StepExistsError: the step was saved already, and not `overwrite`.
         """
+        self.wait_until_finished()
         if step in self._steps and not overwrite:
             raise StepExistsError(
                 f"step {step} was saved already, as commit {self._steps[step].commit[:8]}",
@@ -130,19 +137,42 @@ class CheckpointManager:
             )
         if not (force or overwrite or self.should_save(step)):
             return False
-        commit = self.repo.commit(
+        commit = self.repo.commit
+        if self.options.enable_async_checkpointing:
+            commit = self.repo.commit_async
+        saved = commit(
             tree, message or f"step {step}", metadata={"step": int(step)}, metrics=metrics
         )
-        self._steps[step] = _step(commit, step)
-        self._prune()
+        if isinstance(saved, Commit):
+            self._saved(step, saved)
+        else:
+            self._saving = step, saved
         return True
 
-    def _prune(self) -> None:
+    def _saved(self, step: int, commit: Commit) -> None:
+        self._steps[step] = _step(commit, step)
         gone = dropped(list(self._steps.values()), self.options)
         if gone:
-            self.repo.prune([step.commit for step in gone], describe(self.options))
-            for step in gone:
-                del self._steps[step.step]
+            self.repo.prune([other.commit for other in gone], describe(self.options))
+            for other in gone:
+                del self._steps[other.step]
+
+    def wait_until_finished(self) -> None:
+        """Waits for the step that is being saved.
+
+        Raises:
+            Exception: what went wrong, once. The step is not among `all_steps` then.
+        """
+        if self._saving is None:
+            return
+        step, future = self._saving
+        self._saving = None
+        self.repo.wait_until_finished()
+        self._saved(step, future.result())
+
+    def is_saving_in_progress(self) -> bool:
+        """Whether a step is being saved."""
+        return self._saving is not None and not self._saving[1].done()
 
     def restore(self, step: int | None = None, like: Any = None) -> Any:
         """The tree of a step.
@@ -155,6 +185,7 @@ class CheckpointManager:
             FileNotFoundError: there is no such step, or none at all.
             StructureError: it does not fit `like`.
         """
+        self.wait_until_finished()
         if step is None:
             step = self.latest_step()
             if step is None:
@@ -167,6 +198,7 @@ class CheckpointManager:
         Raises:
             FileNotFoundError: no such step.
         """
+        self.wait_until_finished()
         self.repo.prune([self._require(step).commit], "delete()")
         self.reload()
 
@@ -179,7 +211,8 @@ class CheckpointManager:
         return self._steps[step]
 
     def close(self) -> None:
-        """Ends the use of the manager. Every save is durable before it returns."""
+        """Waits for the step that is being saved; raises what went wrong."""
+        self.wait_until_finished()
 
 
 def _step(commit: Commit, step: int) -> Step:

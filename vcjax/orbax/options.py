@@ -17,6 +17,7 @@ class CheckpointManagerOptions:
         best_fn: metrics -> number by which `best_step` and `max_to_keep` rank steps.
         best_mode: whether a large ("max") or a small ("min") number is good.
         create: make the repository if there is none.
+        enable_async_checkpointing: whether `save` returns before the step is on disk.
     """
 
     max_to_keep: int | None = None
@@ -24,6 +25,7 @@ class CheckpointManagerOptions:
     best_fn: Callable[[Mapping[str, float]], float] | None = None
     best_mode: Literal["max", "min"] = "max"
     create: bool = True
+    enable_async_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.best_mode not in ("max", "min"):

@@ -4,7 +4,7 @@ import getpass
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +13,7 @@ from absl import logging
 
 from vcjax import hashing, merging, tree
 from vcjax.errors import ConflictError
-from vcjax.hashing import value_digest
+from vcjax.hashing import LeafDigest, value_digest
 from vcjax.hashing.digests import encode_value
 from vcjax.history import Commit, History, LeafEntry, Manifest, Ref, Refs
 from vcjax.history.manifest import check_depth
@@ -72,27 +72,35 @@ def default_author() -> str:
     return f"{user} <{user}@{socket.gethostname()}>"
 
 
-def stage(root: Any, objects: ObjectStore, known: Mapping[str, LeafEntry]) -> Manifest:
+def stage(
+    root: Any,
+    objects: ObjectStore,
+    before: Manifest | None = None,
+    digests: Iterable[tuple[str, LeafDigest]] | None = None,
+) -> Manifest:
     """Stores the leaves of a flattened tree that are new; its manifest.
 
     Args:
         root: what `vcjax.tree.flatten` gave.
         objects: where to store them.
-        known: {leaf digest: entry} of leaves that are stored and referenced.
+        before: the commit that this one follows: what it has is not stored again,
+            and its leaves are bases for those that replace them.
+        digests: leaf path and digest of every array leaf, in any order; drawn one
+            by one. Computed here by default.
     """
     check_depth(root)
     leaves = tree.leaf_dict(root)
-    arrays = {
-        path: (leaf.spec, tree.canonical(leaf))
-        for path, leaf in leaves.items()
-        if not leaf.spec.is_value
-    }
-    digests = hashing.digest_arrays((spec.dtype, array) for spec, array in arrays.values())
-    staged = (
-        StagedLeaf(spec, digest, array)
-        for (spec, array), digest in zip(arrays.values(), digests, strict=True)
-    )
-    entries = dict(zip(arrays, objects.write(staged, known), strict=True))
+    arrays = {path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value}
+    former = before.leaves if before else {}
+    order: list[str] = []
+
+    def staged() -> Iterator[StagedLeaf]:
+        for path, digest in hashing.iter_digests(arrays) if digests is None else digests:
+            order.append(path)
+            yield StagedLeaf(arrays[path], digest, former.get(path))
+
+    written = objects.write(staged(), before.locations if before else {})
+    entries = dict(zip(order, written, strict=True))
 
     def entry(path: str, leaf: Any) -> LeafEntry:
         if path in entries:

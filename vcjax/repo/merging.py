@@ -1,9 +1,11 @@
 """Merging commits: find the base, plan from manifests, let a method settle the conflicts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from vcjax import merging, tree
@@ -167,31 +169,24 @@ def from_method(
                 hint="use a method that needs none, such as average()",
             )
         base = _read(objects, {path: d.base for path, d in conflicts.items()})
-    merged = merging.merge(
-        sides, method=method, base=base, key=request.key, weights=request.weights
-    )
-    nodes = tree.flatten({path: _host(value) for path, value in merged.items()})
-    manifest = stage(_named(nodes, conflicts), objects, {})
-    return dict(manifest.leaves)
+    # Without this JAX would cut 64-bit leaves to 32 bits; others are computed as they are.
+    wide = any(tree.itemsize(d.ours.spec.dtype) == 8 for d in conflicts.values())
+    with jax.enable_x64(True) if wide else nullcontext():
+        merged = merging.merge(
+            sides, method=method, base=base, key=request.key, weights=request.weights
+        )
+    paths = tuple(merged)
+    leaves = tuple(_like(conflicts[path].ours.spec, merged[path]) for path in paths)
+    manifest = stage(tree.Node("dict", paths, leaves), objects)
+    return dict(zip(paths, manifest.root.children, strict=True))
 
 
 _SIDES = ("ours", "theirs")
 
 
-def _named(nodes: Any, conflicts: Mapping[str, Decision]) -> Any:
-    """The merged leaves with the specs (home, Variable type) of our side.
-
-    The keys of this flat tree are leaf paths and stay unescaped.
-    """
-    leaves = [
-        tree.Leaf(conflicts[path].ours.spec, leaf.data)
-        for path, leaf in zip(nodes.keys, nodes.children, strict=True)
-    ]
-    return tree.Node("dict", nodes.keys, tuple(leaves))
-
-
-def _host(value: Any) -> np.ndarray:
-    return np.asarray(value)
+def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
+    """A merged leaf with the spec (home, dtype, Variable type) of our side."""
+    return tree.Leaf(spec, np.asarray(value).astype(tree.storage_dtype(spec.dtype), copy=False))
 
 
 def _read(objects: ObjectStore, entries: Mapping[str, LeafEntry]) -> dict[str, Any]:
@@ -246,6 +241,8 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
                 chosen[path] = getattr(decision, side)
                 break
     undecided = [path for path, node in chosen.items() if _is_undecided(node)]
+    if isinstance(plan.root, Decision) and chosen.get(plan.root.path, plan.root) is ABSENT:
+        undecided.append("the whole tree")
     if undecided:
         raise MergeError(
             f"there is no base to take for {', '.join(undecided)}",

@@ -5,16 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history, objects
-from vcjax.errors import ConflictError, RefError, RevisionError
+from vcjax.errors import ConflictError, RefError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEADS, TAGS, check_name
 from vcjax.objects import FsckReport, GcPlan
 from vcjax.objects.collect import GRACE_SECONDS
 from vcjax.repo import settings as settings_
-from vcjax.repo.committing import Base, Change, Committer, default_author
-from vcjax.repo.reading import Reader
+from vcjax.repo.committing import Base, default_author
 from vcjax.repo.settings import Settings
-from vcjax.storage import Store
+from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
     from vcjax.merging import MergeMethod
@@ -22,18 +21,13 @@ if TYPE_CHECKING:
 DEFAULT_BRANCH = "main"
 
 
-class Repository(Reader):
+class Repository(Writer):
     """Version control for PyTrees at a URL.
 
     Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
 
-    Reading is in `Reader`; its attributes are part of this class.
+    Reading is in `Reader`, committing in `Writer`; both are part of this class.
     """
-
-    def __init__(self, store: Store, settings: Settings):
-        super().__init__(store, settings)
-        self._committer = Committer(self.refs, self.history)
-        self._bases: dict[str, Base] = {}
 
     # -- opening ---------------------------------------------------------------
 
@@ -88,109 +82,6 @@ class Repository(Reader):
         """
         return cls.open(settings_.find(start))
 
-    # -- committing ------------------------------------------------------------
-
-    def commit(
-        self,
-        tree: Any,
-        message: str = "",
-        *,
-        branch: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        provenance: Mapping[str, Any] | None = None,
-        author: str | None = None,
-    ) -> Commit:
-        """Records a PyTree. Leaves whose content is stored already cost no bytes.
-
-        If others have committed to the branch since this object last saw it, and
-        they changed other leaves, the commit is rebased onto theirs.
-
-        Args:
-            tree: arrays, PRNG keys and plain values in any containers.
-            message: why.
-            branch: the branch to commit to; the current one by default. A new one
-                starts at `HEAD`.
-            metadata: what JSON can hold; the integer "step" makes `step:N` work.
-            metrics: {name: number}; make `best:NAME` work.
-            provenance: how the tree came about, JSON types.
-            author: "Name <address>"; this user by default.
-
-        Returns:
-            The commit; it is durable, and the branch points to it.
-
-        Raises:
-            UnsupportedLeafError: a leaf is a function or an unknown object.
-            ConflictError: others changed the same leaves meanwhile.
-            StorageError: the disk is full or the bucket out of reach.
-        """
-        from vcjax import tree as trees
-        from vcjax.repo.committing import stage
-
-        checked = history.checked_metadata(dict(metadata or {}))
-        numbers = history.checked_metrics(metrics)
-        origin = history.checked_metadata(provenance, "provenance")
-        name, base = self._target(branch)
-        known = base.manifest.locations if base.manifest else {}
-        manifest = stage(trees.flatten(tree), self.objects, known)
-        change = Change(manifest, message, author or default_author(), checked, numbers, origin)
-        return self._publish(name, change, base)
-
-    def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
-        if name is None:
-            parents = tuple(filter(None, [base.commit])) + change.extra_parents
-            commit = self._committer.record(change, parents)
-            self.store.sync()
-            self.refs.set_head(Head(None, commit.digest))
-            return commit
-        commit = self._committer.publish(name, change, base)
-        self._bases[name] = Base(commit.digest, change.manifest)
-        return commit
-
-    def _target(self, branch: str | None) -> tuple[str | None, Base]:
-        """The full name of the branch to commit to (None: detached `HEAD`) and its base."""
-        head = self.refs.head()
-        if branch is None and head.branch is None:
-            return None, self._base_at(head.commit)
-        name = HEADS + check_name(branch or head.branch or "")
-        if name in self._bases:
-            return name, self._bases[name]
-        ref = self.refs.get(name)
-        if ref is not None:
-            return name, self._base_at(ref.commit)
-        return name, self._base_at(self._head_digest())
-
-    def _base_at(self, digest: str | None) -> Base:
-        if digest is None:
-            return Base(None, None)
-        return Base(digest, self.history.manifest_of(self.history.commit(digest)))
-
-    def _head_digest(self) -> str | None:
-        try:
-            return self.resolver.head_digest()
-        except RevisionError:
-            return None
-
-    def restore(
-        self,
-        revision: str | Commit = "HEAD",
-        like: Any = None,
-        paths: list[str] | str | None = None,
-        verify: bool = True,
-    ) -> Any:
-        """The tree of a commit; see `Reader.restore`.
-
-        What was restored from the tip of the current branch is what the next
-        commit to it is taken to change.
-        """
-        commit = self.resolve(revision)
-        restored = super().restore(commit, like, paths, verify)
-        branch = self.head.branch
-        ref = self.refs.get(HEADS + branch) if branch else None
-        if ref is not None and ref.commit == commit.digest:
-            self._bases[ref.name] = self._base_at(commit.digest)
-        return restored
-
     # -- merging ---------------------------------------------------------------
 
     def merge(
@@ -235,6 +126,7 @@ class Repository(Reader):
         if theirs is None:
             ours, theirs = "HEAD", ours
         name = self._merge_target(ours, branch)
+        self._settle(name)
         request = MergeRequest(
             ours=self.resolve(ours),
             theirs=self.resolve(theirs),
@@ -362,6 +254,7 @@ class Repository(Reader):
         branch = self.head.branch
         if branch is None:
             raise RefError("HEAD is on no branch", hint="switch to a branch first")
+        self._settle(HEADS + branch)
         self._bases.pop(HEADS + branch, None)
         return self.refs.undo(HEADS + branch)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from vcjax import tree
 from vcjax.errors import CorruptionError
-from vcjax.hashing.digests import decode_value, value_digest
+from vcjax.hashing import stored_value_digest
+from vcjax.hashing.digests import decode_value
 from vcjax.history import LeafEntry, Manifest
 from vcjax.objects import ObjectStore
 
@@ -46,9 +47,12 @@ def read_leaves(objects: ObjectStore, entries: Mapping[str, LeafEntry], verify: 
         if not entry.spec.is_value:
             arrays[path] = entry
             continue
-        value = decode_value(entry.spec.dtype, entry.inline)
-        if verify and value_digest(entry.spec.dtype, value).hex() != entry.digest:
+        if verify and stored_value_digest(entry.spec.dtype, entry.inline).hex() != entry.digest:
             raise CorruptionError(f"leaf {path!r} is damaged: it lacks its digest", path=path)
+        try:
+            value = decode_value(entry.spec.dtype, entry.inline)
+        except (ValueError, TypeError) as error:
+            raise CorruptionError(f"leaf {path!r} is damaged: {error}", path=path) from error
         yield path, tree.Leaf(entry.spec, value)
     for path, array in objects.read(arrays, verify):
         yield path, tree.Leaf(entries[path].spec, array)

@@ -140,7 +140,10 @@ class Store:
 
     def write_many(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Writes several immutable objects concurrently. Durable after `sync`."""
-        pending = [(key, self._kv.write(key, value)) for key, value in items]
+        pending = []
+        for key, value in items:
+            self._empty_leftover(key)
+            pending.append((key, self._kv.write(key, value)))
         for key, future in pending:
             with _storage_errors("write", self.url, key):
                 future.result()
@@ -162,6 +165,7 @@ class Store:
         with _storage_errors("write", self.url, key), self._folder_lock():
             if self.location.folder is not None and self.read(key) != expected.value:
                 return False
+            self._empty_leftover(key)
             stamp = self._kv.write(key, value, if_equal=expected.generation).result()
         if not stamp.generation:
             return False
@@ -207,6 +211,29 @@ class Store:
             return []
         found = (root / prefix).rglob(f"*{TEMPORARY}")
         return sorted(path.relative_to(root).as_posix() for path in found)
+
+    def empty_leftovers(self, prefix: str) -> None:
+        """Makes it safe to write below a folder in which a writer may have been killed."""
+        for key in self.leftovers(prefix):
+            self._empty_leftover(key.removesuffix(TEMPORARY))
+
+    def _empty_leftover(self, key: str) -> None:
+        """Empties the temporary file that a killed writer of `key` has left, if any.
+
+        TensorStore (0.1.86) writes over the beginning of such a file and then renames
+        it: where the new value is shorter, the end of the old one would be part of it.
+        Its own lock tells whether a writer is at work.
+        """
+        if self.location.folder is None:
+            return
+        path = self.location.folder / (key + TEMPORARY)
+        with (
+            suppress(FileNotFoundError, PermissionError, BlockingIOError),
+            path.open("r+b") as file,
+        ):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # not renamed meanwhile
+                os.ftruncate(file.fileno(), 0)
 
     def remove_leftovers(self, keys: Iterable[str]) -> None:
         """Removes what `leftovers` found."""

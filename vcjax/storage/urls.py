@@ -37,9 +37,12 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
         StorageError: unknown scheme, or no bucket in the URL.
     """
     text = os.fspath(url)
-    parts = urlsplit(text)
     if "://" not in text:
         return _local(Path(text))
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise StorageError(f"{text!r} is no URL: {error}") from error
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise StorageError(

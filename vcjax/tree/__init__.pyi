@@ -6,6 +6,7 @@ from .dtypes import storage_dtype as storage_dtype
 from .flattening import flatten as flatten
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical
+from .leaf import is_remote as is_remote
 from .leaf import make_leaf as make_leaf
 from .matching import check as check
 from .placing import place as place

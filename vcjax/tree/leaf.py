@@ -157,20 +157,46 @@ def host_array(leaf: Leaf) -> np.ndarray:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def canonical(leaf: Leaf) -> np.ndarray:
+def canonical(leaf: Leaf, region: tuple[slice, ...] | None = None) -> np.ndarray:
     """A C-contiguous, little-endian host array whose bytes are the leaf's canonical bytes.
 
     Shares memory with the leaf's data where that is on the host, contiguous and
     little-endian already, save for dtypes of less than a byte (see `dtypes`).
     May be read-only.
 
+    Args:
+        leaf: an array leaf.
+        region: of a leaf on an accelerator only this is transferred; by default all.
+
     Raises:
         TypeError: the leaf is a Python value; its digest is taken of the value itself.
     """
     if leaf.spec.is_value:
         raise TypeError(f"a Python {leaf.spec.dtype} has no canonical bytes")
-    array = np.asarray(leaf.data)
+    array = _fetched(leaf.data, region)
     if array.dtype.isbuiltin == 1 or not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     # np.ascontiguousarray would turn 0-d into 1-d.
     return dtypes.normalise(np.asarray(array, order="C"))
+
+
+def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
+    """The data, or a region of them, in host memory."""
+    if region is None:
+        return np.asarray(data)
+    sizes = tuple(part.stop - part.start for part in region)
+    if sizes == data.shape or not is_remote(data):
+        return np.asarray(data)[region]
+    return np.asarray(_slice(data, tuple(part.start for part in region), sizes))
+
+
+# The starts are traced: a leaf's chunks share one compilation.
+_slice = jax.jit(jax.lax.dynamic_slice, static_argnums=2)
+
+
+def is_remote(data: Any) -> bool:
+    """Whether the data of a leaf are in the memory of an accelerator, or of several devices."""
+    if not isinstance(data, jax.Array):
+        return False
+    devices = data.devices()
+    return len(devices) > 1 or any(device.platform != "cpu" for device in devices)

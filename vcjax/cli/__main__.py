@@ -1,0 +1,7 @@
+"""`python -m vcjax.cli`, the same as `vcjax`."""
+
+import sys
+
+from vcjax.cli.dispatch import main
+
+sys.exit(main())

@@ -1,0 +1,33 @@
+"""Which commands there are. Each is the module of its name, with a `COMMAND`."""
+
+import difflib
+import importlib
+
+from vcjax.cli.command import Command, UsageError
+
+GROUPS = {
+    "Record and restore": ("init", "commit", "checkout"),
+    "Look": ("log", "show", "ls", "diff"),
+    "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
+    "Take care": ("fsck", "gc", "stats", "doctor"),
+    "Learn": ("demo", "help"),
+}
+"""{heading in `vcjax help`: names of commands}. A new command is a new file and its name here."""
+
+
+def names() -> list[str]:
+    """The names of all commands."""
+    return [name for group in GROUPS.values() for name in group]
+
+
+def load(name: str) -> Command:
+    """The command with this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=2, cutoff=0.5)
+        meant = f"did you mean {' or '.join(close)}?" if close else "`vcjax help` lists them"
+        raise UsageError(f"there is no command {name!r}", hint=meant)
+    return importlib.import_module(f"vcjax.cli.{name}").COMMAND

@@ -1,0 +1,79 @@
+"""Where leaves are kept, what is kept how, and errors about stored arrays."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vcjax.errors import CorruptionError, MissingObjectError, StorageError, VcjaxError
+from vcjax.history import LeafEntry
+from vcjax.storage import Store
+
+INLINE_BYTES = 256
+"""Arrays up to this size are kept in the manifest itself."""
+
+PACKED_BYTES = 64 * 1024
+"""Arrays below this size share a pack: one small file each costs more than their bytes."""
+
+PACK_ALIGNMENT = 64
+"""Leaves start at multiples of this in a pack, so that views of it are aligned for JAX."""
+
+IN_FLIGHT_BYTES = 128 * 1024 * 1024
+"""How many bytes may be on their way to or from the store at once."""
+
+RELY_SECONDS = 60.0
+"""How long a mark that an object is relied upon serves for further commits."""
+
+DELETION_SECONDS = 600.0
+"""A deletion that takes longer than this was interrupted; a writer may take over."""
+
+HINT = "run `vcjax fsck`; restore the object from a copy of the repository"
+
+
+def leaf_key(digest: str) -> str:
+    """Where the leaf object with this digest is stored."""
+    return f"leaves/{digest[:2]}/{digest}"
+
+
+def pack_key(digest: str) -> str:
+    """Where the pack with this digest is stored."""
+    return f"packs/{digest[:2]}/{digest}"
+
+
+@contextmanager
+def array_errors(
+    store: Store, key: str, path: str | None = None, writing: bool = False
+) -> Iterator[None]:
+    """Turns TensorStore's errors about one array into ours.
+
+    Args:
+        key: where the object is.
+        path: leaf path of what is being read, if any.
+        writing: whether it is being written: then the store is at fault, not the object.
+    """
+    subject = f"{key} in {store.url}" if path is None else f"leaf {path!r}: {key} in {store.url}"
+    try:
+        yield
+    except VcjaxError:
+        raise
+    except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
+        text = str(error)
+        if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
+            hint = "the disk is full: free space and try again; no earlier commit is touched"
+            raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
+        if writing:
+            hint = "check that you may write there; no earlier commit is touched"
+            raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
+        if "NOT_FOUND" in text or "missing" in text:
+            message = f"{subject} lacks a part of its data: {text}"
+            raise MissingObjectError(message, hint=HINT, path=path) from error
+        if "Permission denied" in text or "Read-only" in text or "UNAVAILABLE" in text:
+            hint = "check that you may read and write there, and that it can be reached"
+            raise StorageError(f"cannot access {subject}: {text}", hint=hint) from error
+        message = f"{subject} is damaged: {text}"
+        raise CorruptionError(message, hint=HINT, path=path) from error
+
+
+def place_of(entry: LeafEntry) -> str:
+    """Where a leaf's content is, in words."""
+    if entry.is_inline:
+        return "the manifest"
+    return pack_key(entry.packed.pack) if entry.packed else leaf_key(entry.digest)

@@ -1,0 +1,261 @@
+"""Writing leaves: as leaf objects (dense, or relative to a base) and in packs."""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vcjax import tree, updates  # tree.Leaf and tree.canonical load JAX: only on use
+from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
+from vcjax.history import LeafEntry, Packed
+from vcjax.objects import arrays
+from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects.layout import (
+    DELETION_SECONDS,
+    IN_FLIGHT_BYTES,
+    PACK_ALIGNMENT,
+    RELY_SECONDS,
+    array_errors,
+    leaf_key,
+    pack_key,
+)
+from vcjax.storage import Store
+from vcjax.tree import LeafSpec, itemsize
+
+
+@dataclass(frozen=True)
+class StagedLeaf:
+    """A leaf that is to be stored.
+
+    Attributes:
+        leaf: spec and data, wherever the data are.
+        digest: its identity.
+        predecessor: the leaf of the same path in the commit before, if there is one.
+    """
+
+    leaf: "tree.Leaf"
+    digest: LeafDigest
+    predecessor: LeafEntry | None = None
+
+    @property
+    def name(self) -> str:
+        """Its leaf digest, hexadecimal."""
+        return self.digest.leaf.hex()
+
+    @property
+    def spec(self) -> LeafSpec:
+        """Its dtype, shape and home."""
+        return self.leaf.spec
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its canonical bytes."""
+        return int(np.prod(self.spec.shape, dtype=np.int64)) * itemsize(self.spec.dtype)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """An array on its way to the store."""
+
+    key: str
+    nbytes: int
+    futures: tuple[Any, ...]
+    folders: tuple[str, ...]
+
+
+class ArrayWriter:
+    """Writes the chunks of many arrays, then their headers: a header is the commit point."""
+
+    def __init__(self, store: Store, compress: bool):
+        self._store = store
+        self._compress = compress
+        self._headers: list[tuple[str, bytes]] = []
+        self._flying: deque[_Flight] = deque()
+        self._in_flight = 0
+
+    def write_leaf(self, leaf: StagedLeaf) -> None:
+        """Starts writing a leaf object; waits while too many bytes are in flight."""
+        self._write(leaf_key(leaf.name), leaf, self._difference(leaf))
+
+    def write_pack(self, leaves: Sequence[StagedLeaf]) -> dict[str, Packed]:
+        """Starts writing leaves end to end; where each lies, by leaf digest."""
+        contents = [tree.canonical(leaf.leaf).reshape(-1).view(np.uint8) for leaf in leaves]
+        offsets, end = [], 0
+        for content in contents:
+            offsets.append(end)
+            end += -(-content.size // PACK_ALIGNMENT) * PACK_ALIGNMENT
+        buffer = np.zeros(end, np.uint8)
+        for content, offset in zip(contents, offsets, strict=True):
+            buffer[offset : offset + content.size] = content
+        spec = LeafSpec("uint8", buffer.shape, "numpy")
+        pack = StagedLeaf(tree.Leaf(spec, buffer), digest_array("uint8", buffer))
+        if not is_stored(self._store, pack_key(pack.name)):
+            self._write(pack_key(pack.name), pack, None)
+        return {
+            leaf.name: Packed(pack.name, offset, content.size)
+            for leaf, offset, content in zip(leaves, offsets, contents, strict=True)
+        }
+
+    def finish(self) -> None:
+        """Waits for all chunks and writes the headers."""
+        while self._flying:
+            self._land()
+        self._store.write_many(self._headers)
+
+    def _difference(self, leaf: StagedLeaf) -> updates.Difference | None:
+        """How the leaf is expressed relative to its predecessor, or what that stands on."""
+        before = leaf.predecessor
+        if before is None or not before.is_object or not before.chunks:
+            return None
+        if (before.spec.dtype, before.spec.shape) != (leaf.spec.dtype, leaf.spec.shape):
+            return None
+        chunks = [chunk.hex() for chunk in leaf.digest.chunks]
+        chain = read_chain(self._store, before.digest)
+        if not chain:
+            return None
+        ends = [chain[0], chain[-1]] if len(chain) > 1 else chain
+        bases = [updates.BaseLeaf(head.digest, head.chunks, head.depth) for head in ends]
+        return updates.choose_base(chunks, bases)
+
+    def _write(self, key: str, leaf: StagedLeaf, difference: updates.Difference | None) -> None:
+        spec = leaf.spec
+        header = arrays.new_header(spec.dtype, spec.shape, leaf.digest, self._compress)
+        own: Sequence[int] | None = None
+        if difference is not None:
+            own = difference.own
+            header = replace(
+                header,
+                update="difference",
+                base=difference.base,
+                own=difference.own,
+                depth=difference.depth,
+            )
+        regions, nbytes = _regions(spec, own, leaf.nbytes)
+        while self._flying and self._in_flight + nbytes > IN_FLIGHT_BYTES:
+            self._land()
+        folder = header.array_key(key)
+        with array_errors(self._store, key, writing=True):
+            self._store.empty_leftovers(key)
+            target = arrays.open_array(self._store, folder, header.metadata).result()
+            futures = tuple(
+                target[region].write(
+                    arrays.stored_view(tree.canonical(leaf.leaf, region), spec.dtype),
+                    can_reference_source_data_indefinitely=True,
+                )
+                for region in regions
+            )
+        self._flying.append(_Flight(key, nbytes, futures, _folders(folder, spec, own)))
+        self._in_flight += nbytes
+        if difference is not None:  # so that any zarr reader finds the array in the group
+            dense = arrays.new_header(spec.dtype, spec.shape, leaf.digest, self._compress)
+            self._headers.append((f"{folder}/zarr.json", dense.encode_metadata()))
+        self._headers.append((f"{key}/zarr.json", header.encode()))
+
+    def _land(self) -> None:
+        flight = self._flying.popleft()
+        with array_errors(self._store, flight.key, writing=True):
+            for future in flight.futures:
+                future.result()
+        self._in_flight -= flight.nbytes
+        for folder in flight.folders:
+            self._store.written(f"{folder}/0")
+
+
+def _regions(
+    spec: LeafSpec, own: Sequence[int] | None, nbytes: int
+) -> tuple[list[tuple[slice, ...]], int]:
+    """The regions of a leaf that are written, and their size in bytes."""
+    if own is None:
+        return [tuple(slice(0, length) for length in spec.shape)], nbytes
+    width = itemsize(spec.dtype)
+    runs = chunk_runs(spec.shape, width, own)
+    regions = [chunk_slices(spec.shape, width, first, last) for first, last in runs]
+    sizes = [np.prod([r.stop - r.start for r in region], dtype=np.int64) for region in regions]
+    return regions, int(sum(sizes)) * width
+
+
+def _folders(key: str, spec: LeafSpec, own: Sequence[int] | None) -> tuple[str, ...]:
+    """Every folder that chunks of an array lie in; `own` are those written, None for all."""
+    grid = chunk_grid(spec.shape, itemsize(spec.dtype))
+    inner = np.ndindex(*grid[:-1])
+    if own is not None:
+        inner = sorted({tuple(map(int, np.unravel_index(at, grid)))[:-1] for at in own})
+    return tuple("/".join([key, "c", *map(str, index)]) for index in inner)
+
+
+def read_headers(store: Store, keys: Sequence[str]) -> list[ArrayHeader | None]:
+    """The headers of several objects; None for those that do not exist."""
+    values = store.read_many([f"{key}/zarr.json" for key in keys])
+    return [
+        None if value is None else ArrayHeader.decode(key, value)
+        for key, value in zip(keys, values, strict=True)
+    ]
+
+
+def read_chain(store: Store, digest: str) -> list[ArrayHeader]:
+    """The headers of a leaf object and of the bases it stands on, the dense one last.
+
+    Empty if any of them is gone.
+    """
+    chain: list[ArrayHeader] = []
+    base: str | None = digest
+    while base is not None:
+        [header] = read_headers(store, [leaf_key(base)])
+        if header is None or len(chain) > updates.MAX_DEPTH:
+            return []
+        chain.append(header)
+        base = header.base
+    return chain
+
+
+def is_stored(store: Store, key: str) -> bool:
+    """Whether an object exists; if so, it is marked as relied upon.
+
+    The collector spares what was relied upon within its grace window, with all
+    that it stands on, and takes an object only by compare-and-set of its header;
+    so marking the header by compare-and-set settles who was first.
+    """
+    [header] = read_headers(store, [key])
+    if header is None:
+        return False
+    if time.time() - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
+        return True
+    deadline = time.time() + DELETION_SECONDS
+    while True:
+        versioned = store.read_versioned(f"{key}/zarr.json")
+        if versioned.value is None:
+            return False
+        header = ArrayHeader.decode(key, versioned.value)
+        if not header.deleting:
+            renewed = replace(header, relied=time.time())
+            if store.compare_and_set(f"{key}/zarr.json", renewed.encode(), versioned):
+                return True
+        elif time.time() > min(deadline, header.used + DELETION_SECONDS):
+            return False
+        else:
+            time.sleep(0.05)
+
+
+def is_whole(store: Store, digest: str) -> bool:
+    """Whether a leaf object and all that it stands on exist; if so, all are marked."""
+    chain = read_chain(store, digest)
+    return bool(chain) and all(is_stored(store, leaf_key(header.digest)) for header in chain)
+
+
+def entry_of(
+    leaf: StagedLeaf,
+    inline: bool,
+    known: Mapping[str, LeafEntry],
+    places: Mapping[str, Packed],
+) -> LeafEntry:
+    """What the manifest says of a leaf that was stored."""
+    if leaf.name in known:
+        return replace(known[leaf.name], spec=leaf.spec)
+    if inline:
+        content = tree.canonical(leaf.leaf).tobytes()
+        return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
+    chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
+    return LeafEntry(leaf.spec, leaf.name, chunks, packed=places.get(leaf.name))

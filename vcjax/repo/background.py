@@ -1,0 +1,129 @@
+"""Committing in the background: what `commit_async` needs besides `commit`."""
+
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from vcjax import tree
+from vcjax.history import Commit
+
+Action = Callable[[Any], Commit]
+"""Commits a flattened tree."""
+
+
+class Background:
+    """A thread that commits: at most one commit per branch waiting or at work.
+
+    Args:
+        limit: bound of the bytes that copies of the callers' arrays may take.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._held = 0
+        self._room = threading.Condition()
+        # Threads of an executor are joined when the interpreter exits: exit waits.
+        self._executor: ThreadPoolExecutor | None = None
+        self._pending: dict[str | None, Future[Commit]] = {}
+
+    def submit(
+        self, name: str | None, root: Any, action: Action, stored: Collection[str] = ()
+    ) -> Future[Commit]:
+        """Starts a commit to a branch (None: detached `HEAD`) after the one before it.
+
+        Returns when the arrays may be donated and written to. A tree whose copies
+        would take more than the limit is committed before this returns.
+
+        Args:
+            root: the flattened tree.
+            action: commits it.
+            stored: paths of leaves whose content need not be kept for the action.
+        """
+        leaves = tree.leaf_dict(root)
+        need = sum(_copied_bytes(leaf) for path, leaf in leaves.items() if path not in stored)
+        if need > self._limit:
+            done: Future[Commit] = Future()
+            done.set_result(action(root))
+            return done
+        with self._room:
+            self._room.wait_for(lambda: self._held + need <= self._limit)
+            self._held += need
+        try:
+            safe = tree.map_leaves(partial(_snapshot, stored), root)
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="vcjax-commit")
+            future = self._executor.submit(self._run, action, [safe], need)
+        except BaseException:
+            self._release(need)
+            raise
+        future.add_done_callback(_log_failure)
+        self._pending[name] = future
+        return future
+
+    def _run(self, action: Action, roots: list[Any], need: int) -> Commit:
+        try:
+            return action(roots.pop())  # popped, so that the copies are freed with the commit
+        finally:
+            self._release(need)
+
+    def _release(self, need: int) -> None:
+        with self._room:
+            self._held -= need
+            self._room.notify_all()
+
+    def wait(self, name: str | None) -> None:
+        """Waits for the commit to a branch that is under way; raises its error, once."""
+        future = self._pending.get(name)
+        if future is None:
+            return
+        try:
+            future.result()
+        finally:
+            self._pending.pop(name, None)
+
+    def wait_all(self) -> None:
+        """Waits for all commits under way; raises the first error, once."""
+        pending, self._pending = self._pending, {}
+        errors = [error for future in pending.values() if (error := future.exception())]
+        if errors:
+            raise errors[0]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a commit is under way."""
+        return any(not future.done() for future in self._pending.values())
+
+
+def _log_failure(future: "Future[Commit]") -> None:
+    """Errors are raised at the next call; a process that ends before must not hide them."""
+    error = future.exception()
+    if error is not None:
+        logging.error("a background commit failed: %s", error)
+
+
+def _copied_bytes(leaf: tree.Leaf) -> int:
+    """How many bytes `_snapshot` will allocate for a leaf."""
+    if isinstance(leaf.data, np.ndarray) or tree.is_remote(leaf.data):
+        return leaf.data.nbytes
+    return 0
+
+
+def _snapshot(stored: Collection[str], path: str, leaf: tree.Leaf) -> tree.Leaf:
+    """The same leaf, safe from what the caller does with its array next.
+
+    NumPy arrays may be written to, and are copied. A `jax.Array` may be donated,
+    and is fetched to the host; on CPU that is a view, and JAX does not reuse
+    a donated buffer while a view of it is held.
+    """
+    if leaf.spec.is_value:
+        return leaf
+    if path in stored:
+        return tree.Leaf(leaf.spec, None)
+    if isinstance(leaf.data, np.ndarray):
+        return tree.Leaf(leaf.spec, np.array(leaf.data, order="C", copy=True))
+    return tree.Leaf(leaf.spec, tree.canonical(leaf))

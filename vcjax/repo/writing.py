@@ -1,0 +1,277 @@
+"""Writing to a repository: commit, now or in the background."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vcjax import history
+from vcjax.errors import RevisionError
+from vcjax.history import Commit, Head, Ref
+from vcjax.history.refs import HEADS, check_name
+from vcjax.repo.committing import Base, Change, Committer, default_author
+from vcjax.repo.reading import Reader
+from vcjax.repo.settings import Settings
+from vcjax.storage import Store
+
+if TYPE_CHECKING:
+    from vcjax.hashing import DigestMemo, LeafDigest
+    from vcjax.repo.background import Background
+
+
+class _Details(NamedTuple):
+    """What a commit records besides the tree, checked."""
+
+    message: str
+    author: str
+    metadata: dict[str, Any]
+    metrics: dict[str, float]
+    provenance: dict[str, Any] | None
+
+
+class Writer(Reader):
+    """The part of `Repository` that commits.
+
+    Attributes:
+        in_flight_bytes: how many bytes of copies background commits may hold; may
+            be set before the first of them.
+    """
+
+    in_flight_bytes: int = 2 * 1024**3
+
+    def __init__(self, store: Store, settings: Settings):
+        super().__init__(store, settings)
+        self._committer = Committer(self.refs, self.history)
+        self._bases: dict[str, Base] = {}
+
+    @cached_property
+    def _background(self) -> "Background":
+        from vcjax.repo.background import Background
+
+        return Background(self.in_flight_bytes)
+
+    def commit(
+        self,
+        tree: Any,
+        message: str = "",
+        *,
+        branch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> Commit:
+        """Records a PyTree. Leaves whose content is stored already cost no bytes.
+
+        If others have committed to the branch since this object last saw it, and
+        they changed other leaves, the commit is rebased onto theirs.
+
+        Args:
+            tree: arrays, PRNG keys and plain values in any containers.
+            message: why.
+            branch: the branch to commit to; the current one by default. A new one
+                starts at `HEAD`.
+            metadata: what JSON can hold; the integer "step" makes `step:N` work.
+            metrics: {name: number}; make `best:NAME` work.
+            provenance: how the tree came about, JSON types.
+            author: "Name <address>"; this user by default.
+
+        Returns:
+            The commit; it is durable, and the branch points to it.
+
+        Raises:
+            UnsupportedLeafError: a leaf is a function or an unknown object.
+            ConflictError: others changed the same leaves meanwhile.
+            StorageError: the disk is full or the bucket out of reach.
+        """
+        from vcjax.tree import flatten
+
+        details = _details(message, metadata, metrics, provenance, author)
+        name = self._target_name(branch)
+        self._settle(name)
+        return self._commit(name, flatten(tree), details)
+
+    def commit_async(
+        self,
+        tree: Any,
+        message: str = "",
+        *,
+        branch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        author: str | None = None,
+    ) -> Future[Commit]:
+        """Like `commit`, in the background.
+
+        Returns when the arrays may be donated and written to: NumPy arrays are
+        copied, arrays on an accelerator fetched. A commit to the same branch that
+        is still under way is waited for. The process does not exit before the
+        commit is done.
+
+        Returns:
+            The future commit. If it fails, the error is raised by its `result()`,
+            and once by whichever comes first of the next commit to the branch
+            and `wait_until_finished`; it is also logged.
+
+        Raises:
+            Exception: that of the commit before, if that failed.
+        """
+        from vcjax.tree import flatten
+
+        details = _details(message, metadata, metrics, provenance, author)
+        name = self._target_name(branch)
+        root = flatten(tree)
+        self._settle(name)
+        digests = self._remote_digests(root)
+        before = self._base(name).manifest
+        known = before.locations if before else {}
+        stored = {path for path, digest in digests.items() if digest.leaf.hex() in known}
+        return self._background.submit(
+            name, root, lambda safe: self._commit(name, safe, details, digests), stored
+        )
+
+    def _remote_digests(self, root: Any) -> "dict[str, LeafDigest]":
+        """Digests of the leaves on accelerators: those that are stored are not fetched."""
+        from vcjax import hashing
+        from vcjax.tree import is_remote, leaf_dict
+
+        leaves = leaf_dict(root)
+        remote = {path: leaf for path, leaf in leaves.items() if is_remote(leaf.data)}
+        return hashing.digest_leaves(remote, memo=self._memo)
+
+    @cached_property
+    def _memo(self) -> "DigestMemo":
+        from vcjax.hashing import DigestMemo
+
+        return DigestMemo()
+
+    def _settle(self, name: str | None) -> None:
+        """Waits for the background commit to a branch, if there ever was one."""
+        if "_background" in self.__dict__:
+            self._background.wait(name)
+
+    def wait_until_finished(self) -> None:
+        """Waits for all background commits; raises the first error, once."""
+        if "_background" in self.__dict__:
+            self._background.wait_all()
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a background commit is under way."""
+        return "_background" in self.__dict__ and self._background.busy
+
+    def _commit(
+        self,
+        name: str | None,
+        root: Any,
+        details: _Details,
+        digested: "Mapping[str, LeafDigest] | None" = None,
+    ) -> Commit:
+        """Commits a flattened tree.
+
+        Args:
+            digested: digests of leaves that are known already, by leaf path.
+        """
+        from vcjax import hashing
+        from vcjax.repo.committing import stage
+        from vcjax.tree import leaf_dict
+
+        base, digested = self._base(name), digested or {}
+        rest = {
+            path: leaf
+            for path, leaf in leaf_dict(root).items()
+            if not leaf.spec.is_value and path not in digested
+        }
+        digests = chain(digested.items(), hashing.iter_digests(rest, memo=self._memo))
+        manifest = stage(root, self.objects, base.manifest, digests)
+        return self._publish(name, Change(manifest, *details), base)
+
+    def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
+        if name is None:
+            parents = tuple(filter(None, [base.commit])) + change.extra_parents
+            commit = self._committer.record(change, parents)
+            self.store.sync()
+            self.refs.set_head(Head(None, commit.digest))
+            return commit
+        commit = self._committer.publish(name, change, base)
+        self._bases[name] = Base(commit.digest, change.manifest)
+        return commit
+
+    def _target_name(self, branch: str | None) -> str | None:
+        """The full name of the branch to commit to; None for a detached `HEAD`."""
+        if branch is not None:
+            return HEADS + check_name(branch)
+        head = self.refs.head()
+        return None if head.branch is None else HEADS + head.branch
+
+    def _base(self, name: str | None) -> Base:
+        """What a tree that is committed to a branch is taken to be based on."""
+        if name is None:
+            return self._base_at(self.refs.head().commit)
+        if name in self._bases:
+            return self._bases[name]
+        ref = self.refs.get(name)
+        return self._base_at(ref.commit if ref else self._head_digest())
+
+    def _base_at(self, digest: str | None) -> Base:
+        if digest is None:
+            return Base(None, None)
+        return Base(digest, self.history.manifest_of(self.history.commit(digest)))
+
+    def _head_digest(self) -> str | None:
+        try:
+            return self.resolver.head_digest()
+        except RevisionError:  # the branch has no commit yet
+            return None
+
+    def restore(
+        self,
+        revision: str | Commit = "HEAD",
+        like: Any = None,
+        paths: list[str] | str | None = None,
+        verify: bool = True,
+    ) -> Any:
+        """The tree of a commit; see `Reader.restore`.
+
+        What was restored from the tip of the current branch is what the next
+        commit to it is taken to change.
+        """
+        commit, tip = self._resolve_beside_tip(revision)
+        restored = super().restore(commit, like, paths, verify)
+        if tip is not None and tip.commit == commit.digest:
+            self._bases[tip.name] = self._base_at(commit.digest)
+        return restored
+
+    def _resolve_beside_tip(self, revision: str | Commit) -> tuple[Commit, Ref | None]:
+        """The commit that a revision names, and the tip of the current branch at that moment.
+
+        Were the tip read before or after, a commit that somebody makes in between
+        would be taken for what this writer has seen, and its changes be undone.
+        """
+        while True:
+            tip = self._tip()
+            commit = self.resolve(revision)
+            if self._tip() == tip:
+                return commit, tip
+
+    def _tip(self) -> Ref | None:
+        branch = self.head.branch
+        return None if branch is None else self.refs.get(HEADS + branch)
+
+
+def _details(
+    message: str,
+    metadata: Mapping[str, Any] | None,
+    metrics: Mapping[str, Any] | None,
+    provenance: Mapping[str, Any] | None,
+    author: str | None,
+) -> _Details:
+    return _Details(
+        message,
+        author or default_author(),
+        history.checked_metadata(dict(metadata or {})),
+        history.checked_metrics(metrics),
+        history.checked_metadata(provenance, "provenance"),
+    )
