@@ -2,6 +2,13 @@
 
     python scripts/benchmark.py --suite=save
     python scripts/benchmark.py --suite=save --rounds=5 --record
+    python scripts/benchmark.py --suite=hash
+
+A suite is a module with `CONTENDERS` (ours first, then the peer that targets
+refer to, then others), `CASES` {name: description}, `TARGETS` {(case, figure):
+ratio to the peer}, `run(contender, folder)` -> {case: {figure: number}}, and,
+where its figures are not those of `UNITS`, its own `UNITS`. A case or figure that
+a contender does not have is left empty.
 
 Every contender runs in a process of its own; the contenders take turns, round
 by round, so that a busy machine hurts them alike. Figures are medians over the
@@ -58,32 +65,49 @@ def _run_in_process(contender: str) -> dict:
 
 
 def medians(rounds: list[dict], case: str) -> dict[str, float]:
-    """Median of every figure of a case over the rounds."""
-    rows = [outcome[case] for outcome in rounds]
-    return {figure: statistics.median(row[figure] for row in rows) for figure in rows[0]}
+    """Median of every figure of a case over the rounds; empty if the case was not run."""
+    rows = [outcome[case] for outcome in rounds if case in outcome]
+    return (
+        {figure: statistics.median(row[figure] for row in rows) for figure in rows[0]}
+        if rows
+        else {}
+    )
 
 
 def render(suite, rounds: dict[str, list[dict]]) -> str:
     """The results as Markdown."""
-    ours, peer = suite.CONTENDERS
+    names = suite.CONTENDERS
     lines = [
         _environment(rounds),
         "",
-        f"| case | figure | {ours} | {peer} | ratio | target |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
+        f"| case | figure | {' | '.join(names)} | ratio | target |",
+        f"| --- | --- |{' ---: |' * len(names)} ---: | --- |",
     ]
     for case in suite.CASES:
-        mine, theirs = medians(rounds[ours], case), medians(rounds[peer], case)
-        for figure, (unit, scale) in UNITS.items():
-            ratio = mine[figure] / theirs[figure] if theirs[figure] else float("nan")
-            target = suite.TARGETS.get((case, figure))
-            goal = "" if target is None else f"≤ {target} {'✓' if ratio <= target else '✗'}"
-            lines.append(
-                f"| {case} | {figure}, {unit} | {mine[figure] * scale:.3f} | "
-                f"{theirs[figure] * scale:.3f} | {ratio:.3f} | {goal} |"
-            )
+        figures = [medians(rounds[name], case) for name in names]
+        for figure, (unit, scale) in getattr(suite, "UNITS", UNITS).items():
+            values = [row.get(figure) for row in figures]
+            if any(value is not None for value in values):
+                cells = ["" if value is None else f"{value * scale:.3f}" for value in values]
+                cells += _judged(values, unit, suite.TARGETS.get((case, figure)))
+                lines.append(f"| {case} | {figure}, {unit} | {' | '.join(cells)} |")
     lines += ["", *(f"- *{case}*: {text}." for case, text in suite.CASES.items())]
     return "\n".join(lines)
+
+
+def _judged(values: list[float | None], unit: str, target: float | None) -> list[str]:
+    """The ratio of our figure to the peer's, and whether it meets the target.
+
+    Of rates, whose units end in "/s", more is better; of all else less.
+    """
+    ours, peer = values[:2]
+    if ours is None or not peer:
+        return ["", ""]
+    ratio, rate = ours / peer, unit.endswith("/s")
+    if target is None:
+        return [f"{ratio:.3f}", ""]
+    met = ratio >= target if rate else ratio <= target
+    return [f"{ratio:.3f}", f"{'≥' if rate else '≤'} {target} {'✓' if met else '✗'}"]
 
 
 def _environment(rounds: dict[str, list[dict]]) -> str:

@@ -44,7 +44,9 @@ def test_an_unchanged_object_is_digested_once(counted):
 
 def test_changed_numpy_memory_under_a_jax_array_is_seen():
     memo = DigestMemo()
-    buffer = np.zeros(1 << 16, np.float32)  # large and aligned enough to be taken over
+    raw = np.zeros(1 << 18, np.uint8)
+    start = -raw.ctypes.data % 64  # what JAX takes over must be aligned
+    buffer = raw[start : start + (1 << 17)].view(np.float32)
     aliases = []
     for make in (jnp.asarray, jax.device_put, jnp.from_dlpack):
         array = make(buffer)

