@@ -11,6 +11,7 @@ Ties at the k-th magnitude matter in bfloat16, where many deltas are equal:
 every tied element.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from vcjax import errors
 from vcjax.merging.counter import flat_index
 
 DIGIT = 16
+TILE = 1 << 14
+FAN = 256
 TIE_RULES = ("exact", ">=")
 
 
@@ -81,28 +84,72 @@ def count(density: Any, size: int, rounding: str = "ceil") -> Any:
 
 def histogram(keys: jax.Array, shift: int, prefix: jax.Array | None) -> jax.Array:
     """`int32[65536]`: how often each 16-bit digit occurs at `shift` below `prefix`."""
+    return lax.platform_dependent(
+        keys,
+        prefix,
+        cpu=functools.partial(tiled_histogram, shift=shift),
+        default=functools.partial(tally, shift=shift),
+    )
+
+
+def tally(
+    keys: jax.Array,
+    prefix: jax.Array | None,
+    counts: Any = None,
+    live: Any = True,
+    *,
+    shift: int,
+) -> jax.Array:
+    """`histogram` by one scatter, of the elements that are `live`, added to `counts`."""
+    counts = jnp.zeros(1 << DIGIT, jnp.int32) if counts is None else counts
     digit = (keys >> shift).astype(jnp.uint32) & np.uint32(0xFFFF)
-    live = jnp.ones(keys.shape, jnp.int32)
     if prefix is not None:
-        live = ((keys >> (shift + DIGIT)) == prefix).astype(jnp.int32)
-    return jnp.zeros(1 << DIGIT, jnp.int32).at[digit.astype(jnp.int32)].add(live)
+        live = live & ((keys >> (shift + DIGIT)) == prefix)
+    counted = jnp.broadcast_to(jnp.asarray(live), keys.shape).astype(jnp.int32)
+    return counts.at[digit.astype(jnp.int32)].add(counted)
+
+
+def tiled_histogram(keys: jax.Array, prefix: jax.Array | None, *, shift: int) -> jax.Array:
+    """`histogram` tile by tile, so that the indices of the scatter stay in the cache.
+
+    16.8 M float32, one CPU core: 0.05 s, and 0.14 s by one scatter.
+    """
+    if keys.size <= TILE:
+        return tally(keys, prefix, shift=shift)
+    flat = keys.reshape(-1)
+
+    def add(i: jax.Array, counts: jax.Array) -> jax.Array:
+        # The last tile is moved back to where it fits; what it repeats does not count.
+        start = jnp.minimum(i * TILE, keys.size - TILE)
+        tile = lax.dynamic_slice(flat, (start,), (TILE,))
+        fresh = jnp.arange(TILE) >= i * TILE - start
+        return tally(tile, prefix, counts, fresh, shift=shift)
+
+    return lax.fori_loop(0, -(-keys.size // TILE), add, jnp.zeros(1 << DIGIT, jnp.int32))
 
 
 def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The digit of the `need`-th largest: (digit, how many are above, how many equal)."""
-    # Two levels of 256, since a cumulative sum of 65536 takes XLA long to compile.
-    table = counts.reshape(256, 256)
-    high, above_high = choose_among(jnp.sum(table, axis=1), need)
-    low, above_low = choose_among(table[high], need - above_high)
-    return high * 256 + low, above_high + above_low, table[high, low]
+    total = jnp.sum(counts)
+    digit, below = locate(counts, total - need + 1)
+    equal = counts[digit]
+    return digit, total - below - equal, equal
 
 
-def choose_among(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest i with `counts[i:].sum() >= need` (0 if none), and `counts[i + 1:].sum()`."""
-    place = jnp.arange(counts.size)
-    at_least = jnp.sum(jnp.where(place[None, :] >= place[:, None], counts[None, :], 0), axis=1)
-    i = jnp.maximum(jnp.sum(at_least >= need) - 1, 0)
-    return i, at_least[i] - counts[i]
+def locate(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first i with `counts[:i + 1].sum() >= need` (the last if none), `counts[:i].sum()`.
+
+    In levels of 256, since XLA takes long to compile long cumulative sums, and to run them.
+    """
+    size = counts.size
+    if size > FAN:
+        table = jnp.pad(counts, (0, -size % FAN)).reshape(-1, FAN)
+        row, before = locate(jnp.sum(table, axis=1), need)
+        column, more = locate(table[row], need - before)
+        return jnp.minimum(row * FAN + column, size - 1), before + more
+    until = jnp.cumsum(counts)
+    i = jnp.minimum(jnp.sum(until < need), size - 1)
+    return i, until[i] - counts[i]
 
 
 def by_histogram(keys: jax.Array, k: jax.Array) -> Threshold:
@@ -143,9 +190,7 @@ def kth_largest(keys: jax.Array, k: Any) -> Threshold:
     )
 
 
-def keep_mask(
-    keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "exact", index: Any = None
-) -> jax.Array:
+def keep_mask(keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "exact") -> jax.Array:
     """Where the keys are among the k largest, given the k-th largest.
 
     Args:
@@ -153,21 +198,31 @@ def keep_mask(
         threshold: the k-th largest of them (or of them and others).
         k: how many to keep.
         tie_rule: "exact" keeps the lowest flat indices among ties, ">=" keeps all ties.
-        index: `uint32`, the order among ties; the flat index by default.
     """
     k = jnp.asarray(k, jnp.int32)
     tied = keys == threshold.key
-    if tie_rule == ">=":
-        return (keys > threshold.key) | (tied & (k > 0))
     wanted = k - threshold.above
-
-    def lowest() -> jax.Array:
-        order = flat_index(keys.shape) if index is None else index
-        reversed_order = jnp.where(tied, ~order, jnp.uint32(0))
-        return tied & (reversed_order >= kth_largest(reversed_order, wanted).key) & (wanted > 0)
-
-    taken = lax.cond(threshold.equal > wanted, lowest, lambda: tied)
+    if tie_rule == "exact":
+        taken = tied & (flat_index(keys.shape) <= index_of(tied, wanted)) & (wanted > 0)
+    else:
+        taken = tied & (k > 0)
     return (keys > threshold.key) | taken
+
+
+def index_of(mask: jax.Array, number: jax.Array) -> jax.Array:
+    """Flat index (`uint32`) of the `number`-th element that is set, counted from 1.
+
+    One pass over the mask counts by row; only the row that holds it is searched.
+    """
+    if mask.ndim < 2:
+        return locate(mask.reshape(-1).astype(jnp.int32), number)[0].astype(jnp.uint32)
+    *rows, width = mask.shape
+    row, before = locate(jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(-1), number)
+    # Sliced axis by axis, as flattening a sharded leaf would gather it.
+    place = (*jnp.unravel_index(row, rows), 0)
+    line = lax.dynamic_slice(mask, place, (*(1,) * len(rows), width)).reshape(width)
+    column, _ = locate(line.astype(jnp.int32), number - before)
+    return (row * width + column).astype(jnp.uint32)
 
 
 def top_mask(x: jax.Array, k: Any, tie_rule: str = "exact") -> jax.Array:
