@@ -1,5 +1,7 @@
 """One table of all merge methods, and the laws that every row obeys."""
 
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +28,7 @@ class Row:
         statistics: their kind, if they are needed.
         spectral: it takes an SVD, which has no gradient at equal singular values
             (of zero matrices, say) and amplifies rounding errors.
+        whole: its thresholds range over all leaves.
         weighted: whether it takes weights.
         nan: "element" (a NaN stays where it is) or "leaf" (it spreads over the leaf).
     """
@@ -43,6 +46,7 @@ class Row:
     nan: str = "element"
     statistics: str | None = None
     spectral: bool = False
+    whole: bool = False
 
     def method(self, **changes: Any) -> merging.MergeMethod:
         return getattr(merging, self.name)(**(self.arguments | changes))
@@ -142,9 +146,10 @@ TABLE = [
     Row("ram_plus", coefficient=("r", 0.5), base=True, weighted=False, arguments={"alpha": 5.0}),
     Row("nearswap", models=(2,), coefficient=("t", 0.3), symmetric=False, weighted=False),
     Row("arcee_fusion", models=(2,), symmetric=False, weighted=False, nan="leaf"),
-    Row("ties_whole", coefficient=("scale", 0.7), base=True, equal={"density": 1.0}),
+    Row("ties_whole", whole=True, coefficient=("scale", 0.7), base=True, equal={"density": 1.0}),
     Row(
         "localize_and_stitch",
+        whole=True,
         arguments={"density": 0.4},
         coefficient=("scale", 0.7),
         base=True,
@@ -178,6 +183,25 @@ TABLE = [
     Row("model_stock", models=(2, 3, 8), base=True, weighted=False, nan="leaf"),
 ]
 ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+RANKS = ((), (8,), (2, 3, 4))
+
+
+def cases(
+    often: Callable[[int, Row], Iterable[Any]], all_of: Callable[[int, Row], Iterable[Any]]
+) -> Any:
+    """Parametrises by row and case: `often` in every run, the rest of `all_of` as slow.
+
+    Every case of every row compiles a program of its own, and that is what takes the time.
+    """
+    found = []
+    for i, row in enumerate(TABLE):
+        now = list(often(i, row))
+        for case in all_of(i, row):
+            marks = [] if case in now else [pytest.mark.slow]
+            parts = case if isinstance(case, tuple) and len(case) == 2 else (case,)
+            name = "-".join(getattr(part, "__name__", str(part)).replace(" ", "") for part in parts)
+            found.append(pytest.param(row, case, marks=marks, id=f"{row.name}-{name}"))
+    return pytest.mark.parametrize(("row", "case"), found)
 
 
 def tree(seed: int, dtype: Any = jnp.float32, shape: tuple[int, ...] = (6, 8)) -> dict[str, Any]:
@@ -201,6 +225,13 @@ def models(n: int, dtype: Any = jnp.float32) -> list[dict[str, Any]]:
     return [tree(seed, dtype) for seed in range(n)]
 
 
+@functools.cache
+def plain(name: str) -> Any:
+    """The merge of a few float32 models, which several laws compare with."""
+    row = next(row for row in TABLE if row.name == name)
+    return merging.merge(models(row.few), row.method(), **row.inputs())
+
+
 def close(a: Any, b: Any, rtol: float = 2e-5, atol: float = 2e-6) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -211,63 +242,66 @@ def test_the_table_names_every_method() -> None:
     assert sorted(row.name for row in TABLE) == sorted(set(merging.methods()) - {"keep"})
 
 
-@ROWS
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_shape_and_dtype(row: Row, dtype: Any) -> None:
-    """Every dtype gives leaves like the first model's, close to the float32 merge."""
-    given = models(row.few, dtype)
-    inputs = row.inputs()
+DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+@cases(lambda i, row: DTYPES[1:2] if i % 4 == 0 else (), lambda i, row: DTYPES[1:])
+def test_low_precision(row: Row, case: Any) -> None:
+    """Merging bfloat16 and float16 is merging their values in float32, rounded once."""
+    given, inputs = models(row.few, case), row.inputs()
     if row.base:
-        inputs["base"] = tree(99, dtype)
+        inputs["base"] = tree(99, case)
     out = merging.merge(given, row.method(), **inputs)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), given)
+    if row.base:
+        inputs["base"] = jax.tree.map(lambda x: x.astype(jnp.float32), inputs["base"])
+    full = merging.merge(wide, row.method(), **inputs)
+    assert all(x.dtype == case for x in jax.tree.leaves(out))
+    close(out, full, rtol=float(jnp.finfo(case).eps), atol=1e-7)
+
+
+@cases(
+    lambda i, row: [(RANKS[i % 3], DTYPES[(i // 3 + i) % 3])],
+    lambda i, row: [(shape, DTYPES[(i // 3 + j) % 3]) for j, shape in enumerate(RANKS)],
+)
+def test_every_rank_and_dtype(row: Row, case: tuple[tuple[int, ...], Any]) -> None:
+    shape, dtype = case
+    given = [tree(seed, dtype, shape) for seed in range(row.few)]
+    out = merging.merge(given, row.method(), **row.inputs(shape=shape))
     assert jax.tree.structure(out) == jax.tree.structure(given[0])
-    for x, y in zip(jax.tree.leaves(out), jax.tree.leaves(given[0]), strict=True):
-        assert (x.shape, x.dtype) == (y.shape, y.dtype)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (given, inputs.pop("base", None)))
-    full = merging.merge(wide[0], row.method(), wide[1], **inputs)
-    eps = float(jnp.finfo(dtype).eps)
-    close(out, full, rtol=max(eps, 1e-6), atol=1e-7)
+    for x in jax.tree.leaves(out):
+        assert (x.shape, x.dtype) == (shape, dtype)
+        assert bool(jnp.isfinite(x).all())
 
 
-@ROWS
-@pytest.mark.parametrize("shape", [(), (8,), (2, 3, 4)])
-def test_every_rank(row: Row, shape: tuple[int, ...]) -> None:
-    given = [tree(seed, shape=shape) for seed in range(row.few)]
-    inputs = row.inputs(shape=shape)
-    out = merging.merge(given, row.method(), **inputs)
-    assert out["head"].shape == shape
-    assert bool(jnp.isfinite(out["head"]).all())
+@cases(lambda i, row: row.models[i % 2 : 1], lambda i, row: row.models)
+def test_every_number_of_models(row: Row, case: int) -> None:
+    out = merging.merge(models(case), row.method(), **row.inputs(case))
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(out))
 
 
-@ROWS
-def test_every_number_of_models(row: Row) -> None:
-    for n in row.models:
-        out = merging.merge(models(n), row.method(), **row.inputs(n))
-        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(out))
-
-
-@ROWS
-def test_equal_models_give_the_model(row: Row) -> None:
-    if row.equal is None:
-        pytest.skip("no choice of parameters makes this method idempotent")
-    for n in row.models[:3]:
-        out = merging.merge([tree(5)] * n, row.method(**row.equal), **row.inputs(n))
-        close(out, tree(5))
+@cases(
+    lambda i, row: [row.few],
+    lambda i, row: [] if row.equal is None else sorted({*row.models[:3], row.few}),
+)
+def test_equal_models_give_the_model(row: Row, case: int) -> None:
+    """For methods that any choice of parameters makes idempotent."""
+    assert row.equal is not None
+    out = merging.merge([tree(5)] * case, row.method(**row.equal), **row.inputs(case))
+    close(out, tree(5))
 
 
 @ROWS
 def test_order_of_models(row: Row) -> None:
-    n = row.few
-    forward = merging.merge(models(n), row.method(), **row.inputs())
     inputs = row.inputs()
     if row.statistics:
         inputs["statistics"] = inputs["statistics"][::-1]
-    backward = merging.merge(models(n)[::-1], row.method(), **inputs)
+    backward = merging.merge(models(row.few)[::-1], row.method(), **inputs)
     if row.symmetric:
-        close(forward, backward, atol=2e-5 if row.spectral else 2e-6)
+        close(plain(row.name), backward, atol=2e-5 if row.spectral else 2e-6)
     else:
         with pytest.raises(AssertionError):
-            close(forward, backward)
+            close(plain(row.name), backward)
 
 
 @ROWS
@@ -277,68 +311,83 @@ def test_weights(row: Row) -> None:
         with pytest.raises(errors.MergeError, match="no weights"):
             merging.merge(models(n), row.method(), weights=[1.0] * n, **row.inputs())
         return
-    plain = merging.merge(models(n), row.method(), **row.inputs())
+    even = plain(row.name)
     ones = merging.merge(models(n), row.method(), weights=[1.0] * n, **row.inputs())
-    close(plain, ones, rtol=0, atol=0)
+    close(even, ones, rtol=0, atol=0)
     ramp = [float(i + 1) for i in range(n)]
     uneven = merging.merge(models(n), row.method(), weights=ramp, **row.inputs())
-    assert jnp.abs(uneven["layer"]["kernel"] - plain["layer"]["kernel"]).max() > 1e-3
+    assert jnp.abs(uneven["layer"]["kernel"] - even["layer"]["kernel"]).max() > 1e-3
     by_path = merging.merge(models(n), row.method(), weights={"layer": ramp}, **row.inputs())
-    close(by_path, {"layer": uneven["layer"], "head": plain["head"]}, 1e-6)
+    close(by_path, {"layer": uneven["layer"], "head": even["head"]}, 1e-6)
 
 
-@ROWS
-def test_jit_changes_nothing(row: Row) -> None:
-    n = row.few
+@cases(
+    lambda i, row: [row.few] if row.name in {"linear", "dare_linear", "fisher", "mats"} else [],
+    lambda i, row: [row.few],
+)
+def test_jit_changes_nothing(row: Row, case: int) -> None:
     inputs = row.inputs()
     base, key, numbers = (inputs.get(name) for name in ("base", "key", "statistics"))
-    weights = jnp.ones(n) if row.weighted else None
-    plain = merging.merge(models(n), row.method(), base, weights, numbers, key)
+    weights = jnp.ones(case) if row.weighted else None
     jitted = jax.jit(lambda t, b, w, s: merging.merge(t, row.method(), b, w, s, key))
-    close(plain, jitted(models(n), base, weights, numbers), rtol=1e-6, atol=1e-6)
+    out = jitted(models(case), base, weights, numbers)
+    close(plain(row.name), out, rtol=1e-6, atol=1e-6)
 
 
-@ROWS
-def test_vmap_and_grad(row: Row) -> None:
-    if row.coefficient is None:
-        pytest.skip("no continuous coefficient besides the weights")
-    name, value = row.coefficient
-    given, inputs = models(row.few), row.inputs()
-
-    def merged(c: Any) -> Any:
-        return merging.merge(given, row.method(**{name: c}), **inputs)
-
-    many = jax.vmap(merged)(jnp.array([value, 0.9]))
-    close(jax.tree.map(lambda x: x[0], many), merged(value), 1e-5, 1e-6)
-    close(jax.tree.map(lambda x: x[1], many), merged(0.9), 1e-5, 1e-6)
-    if not row.differentiable:
-        return
-
-    def loss(c: Any) -> Any:
-        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(merged(c)))
-
-    slope = jax.grad(loss)(value)
-    step = 1e-2
-    difference = (loss(value + step) - loss(value - step)) / (2 * step)
-    np.testing.assert_allclose(slope, difference, rtol=2e-2)
+GRADIENTS = {
+    *("average", "task_arithmetic", "ties", "slerp", "multislerp", "della", "sce", "ram_plus"),
+    *("nearswap", "consensus", "emr", "fisher", "regmean", "tsv", "iso_c", "model_stock"),
+}
+"""Rows whose gradients every run takes: one of each kind of step."""
 
 
-@ROWS
-def test_gradients_are_finite(row: Row) -> None:
-    """Also at zero leaves and at equal models, where norms and angles vanish."""
-    n = row.few
+@cases(lambda i, row: [row.few] if row.name in GRADIENTS else [], lambda i, row: [row.few])
+def test_vmap_and_grad(row: Row, case: int) -> None:
+    """Of the coefficient (of a factor of the first model if there is none), models and weights.
+
+    vmap gives what single calls give, the slope is that of finite differences, and
+    gradients are finite also at zero leaves and at equal models, where norms and
+    angles vanish. One compiled function serves all of it.
+    """
+    n = case
+    name, value = row.coefficient or (None, 1.0)
+
+    def part(model: Any) -> Any:
+        return model if row.whole else {"layer": model["layer"]}
+
     inputs = row.inputs()
-    zero = jax.tree.map(jnp.zeros_like, tree(0))
+    if row.base:
+        inputs["base"] = part(inputs["base"])
 
-    def loss(trees: Any, weights: Any) -> Any:
-        out = merging.merge(trees, row.method(), weights=weights, **inputs)
-        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out))
+    def merged(c: Any, trees: Any, weights: Any) -> Any:
+        more = inputs if weights is None else inputs | {"weights": weights}
+        if name is not None:
+            return merging.merge(trees, row.method(**{name: c}), **more)
+        return merging.merge(
+            [jax.tree.map(lambda x: c * x, trees[0]), *trees[1:]], row.method(), **more
+        )
 
+    def loss(c: Any, trees: Any, weights: Any) -> Any:
+        out = merged(c, trees, weights)
+        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out)), out
+
+    wanted = (0, 1, 2) if row.weighted else (0, 1)
+    slopes = jax.value_and_grad(loss, argnums=wanted, has_aux=True)
+    many = jax.jit(jax.vmap(slopes, in_axes=(0, None, None)))
+    step = 1e-2
+    points = jnp.array([0.9, value, value + step, value - step])
     weights = jnp.ones(n) if row.weighted else None
-    special = [] if row.spectral else [[zero] * n, [tree(99)] * n]
-    for given in (models(n), *special):
-        grads = jax.grad(loss, argnums=(0, 1) if row.weighted else 0)(given, weights)
-        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(grads))
+    given = [part(model) for model in models(n)]
+    (losses, out), grads = many(points, given, weights)
+    close(jax.tree.map(lambda x: x[1], out), merged(value, given, weights), 1e-5, 1e-6)
+    if row.differentiable:
+        difference = (losses[2] - losses[3]) / (2 * step)
+        np.testing.assert_allclose(grads[0][1], difference, rtol=2e-2)
+    zero, base = part(jax.tree.map(jnp.zeros_like, tree(0))), part(tree(99))
+    results = [grads]
+    if not row.spectral:
+        results += [many(points, [special] * n, weights)[1] for special in (zero, base)]
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(results))
 
 
 @ROWS
@@ -361,28 +410,25 @@ def spread(model: Any, axis: AxisType) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, sharding), model)
 
 
-def check_sharded(row: Row, axis: AxisType) -> None:
-    inputs = row.inputs()
-    plain = merging.merge(models(row.few), row.method(), **inputs)
-    if row.base:
-        inputs["base"] = spread(inputs["base"], axis)
-    placed = [spread(model, axis) for model in models(row.few)]
-    close(
-        merging.merge(placed, row.method(), **inputs), plain, 1e-4 if row.spectral else 1e-5, 2e-6
-    )
+SHARDED = {
+    AxisType.Auto: ("sce", "dare_ties", "regmean"),
+    AxisType.Explicit: ("ties", "karcher"),
+}
+EXPLICIT = {"average", "ties", "dare_ties", "karcher", "ties_whole", "regmean"}
 
 
-@ROWS
-def test_sharded_inputs(row: Row) -> None:
-    """Leaves spread over all devices merge to the same numbers."""
-    check_sharded(row, AxisType.Auto)
-
-
-@pytest.mark.parametrize(
-    "name", ["average", "ties", "dare_ties", "karcher", "ties_whole", "regmean"]
+@cases(
+    lambda i, row: [axis for axis, names in SHARDED.items() if row.name in names],
+    lambda i, row: [AxisType.Auto, *([AxisType.Explicit] if row.name in EXPLICIT else [])],
 )
-def test_explicitly_sharded_inputs(name: str) -> None:
-    check_sharded(next(row for row in TABLE if row.name == name), AxisType.Explicit)
+def test_sharded_inputs(row: Row, case: AxisType) -> None:
+    """Leaves spread over all devices merge to the same numbers."""
+    inputs = row.inputs()
+    if row.base:
+        inputs["base"] = spread(inputs["base"], case)
+    placed = [spread(model, case) for model in models(row.few)]
+    out = merging.merge(placed, row.method(), **inputs)
+    close(out, plain(row.name), 1e-4 if row.spectral else 1e-5, 2e-6)
 
 
 @ROWS
@@ -400,9 +446,8 @@ def test_recorded_and_made_again(row: Row) -> None:
     config = merging.to_config(row.method())
     again = merging.from_config(**config)
     assert merging.to_config(again) == config
-    n = row.few
-    first = merging.merge(models(n), row.method(), **row.inputs())
-    close(merging.merge(models(n), again, **row.inputs()), first, rtol=0, atol=0)
+    out = merging.merge(models(row.few), again, **row.inputs())
+    close(out, plain(row.name), rtol=0, atol=0)
 
 
 @ROWS

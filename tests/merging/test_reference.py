@@ -87,21 +87,54 @@ def test_task_arithmetic(xs: list[Array], base: Array) -> None:
     agree(run(normal, xs, base, weights=cancel), base + mixed)
 
 
+def check_ties(
+    xs: list[Array], base: Array, density: float, weights: list[float], **options: Any
+) -> None:
+    """`options` are those of `ties`; a density in them is the same number, traced."""
+    given = {"density": density, "normalize": True, "rounding": "ceil"} | options
+    if given["rounding"] == "ceil":
+        k = int(np.ceil(density * base.size - 1e-9))
+    else:
+        k = int(density * base.size)
+    deltas = [(x - base) * top((x - base).astype(np.float32), k) for x in xs]
+    expected = base + 0.7 * elect(deltas, weights, given["normalize"])
+    agree(run(merging.ties(scale=0.7, **given), xs, base, weights=weights), expected)
+
+
+WEIGHTS = pytest.mark.parametrize("weights", [[1.0] * 4, [0.5, 1.0, 2.0, -1.0]])
+
+
 @pytest.mark.parametrize("density", [0.0, 0.07, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("weights", [[1.0] * 4, [0.5, 1.0, 2.0, -1.0]])
+@pytest.mark.parametrize("rounding", ["ceil", "floor"])
+@WEIGHTS
 def test_ties(
-    xs: list[Array], base: Array, density: float, normalize: bool, weights: list[float]
+    xs: list[Array],
+    base: Array,
+    density: float,
+    normalize: bool,
+    rounding: str,
+    weights: list[float],
 ) -> None:
-    k = int(np.ceil(density * base.size - 1e-9))
-    deltas = [(x - base) * top((x - base).astype(np.float32), k) for x in xs]
-    expected = base + 0.7 * elect(deltas, weights, normalize)
-    agree(run(merging.ties(density, 0.7, normalize), xs, base, weights=weights), expected)
-    floor = int(density * base.size)
-    deltas = [(x - base) * top((x - base).astype(np.float32), floor) for x in xs]
-    expected = base + 0.7 * elect(deltas, weights, normalize)
-    method = merging.ties(density, 0.7, normalize, rounding="floor")
-    agree(run(method, xs, base, weights=weights), expected)
+    """Densities are traced here, so that all of them share a compiled program."""
+    traced = jnp.float32(density)
+    check_ties(xs, base, density, weights, density=traced, normalize=normalize, rounding=rounding)
+
+
+@pytest.mark.parametrize(
+    ("density", "normalize", "rounding"),
+    [(0.0, True, "ceil"), (0.07, False, "floor"), (0.2, True, "ceil"), (1.0, False, "ceil")],
+)
+@WEIGHTS
+def test_ties_of_static_density(
+    xs: list[Array],
+    base: Array,
+    density: float,
+    normalize: bool,
+    rounding: str,
+    weights: list[float],
+) -> None:
+    check_ties(xs, base, density, weights, normalize=normalize, rounding=rounding)
 
 
 def test_ties_with_many_equal_magnitudes() -> None:
@@ -117,7 +150,11 @@ def test_ties_with_many_equal_magnitudes() -> None:
 
 
 @pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.1), (0.9, 0.05), (0.95, 0.2), (0.3, 0.0)])
-def test_breadcrumbs(xs: list[Array], base: Array, density: float, gamma: float) -> None:
+@pytest.mark.parametrize("traced", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_breadcrumbs(
+    xs: list[Array], base: Array, density: float, gamma: float, traced: bool
+) -> None:
+    """Traced coefficients share one compiled program; static ones are counted exactly."""
     n = base.size
     k = int(density * n)
     drop = min(int(gamma * n), n - k)
@@ -125,9 +162,10 @@ def test_breadcrumbs(xs: list[Array], base: Array, density: float, gamma: float)
     for x in xs:
         d = (x - base).astype(np.float32)
         deltas.append((x - base) * (top(d, drop + k) & ~top(d, drop)))
-    linear = merging.breadcrumbs(density, gamma, 0.5, rounding="floor")
+    given = [jnp.float32(x) if traced else x for x in (density, gamma)]
+    linear = merging.breadcrumbs(*given, 0.5, rounding="floor")
     agree(run(linear, xs, base), base + 0.5 * sum(deltas))
-    signed = merging.breadcrumbs_ties(density, gamma, 0.5, rounding="floor")
+    signed = merging.breadcrumbs_ties(*given, 0.5, rounding="floor")
     agree(run(signed, xs, base), base + 0.5 * elect(deltas, [1.0] * 4, False))
 
 

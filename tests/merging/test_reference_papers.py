@@ -253,12 +253,12 @@ def test_thresholds_of_the_whole_model(coarse: bool) -> None:
     def delta() -> dict[str, Array]:
         drawn = {
             "a": random.normal(size=(5, 6)),
-            "b": 3 * random.normal(size=40),
-            "c": random.normal(size=11),
+            "b": 3 * random.normal(size=(5, 6)),
+            "c": random.normal(size=21),
         }
         return {n: np.round(x) if coarse else rounded(x) for n, x in drawn.items()}
 
-    taus = [delta() for _ in range(N)]
+    taus = [delta() for _ in range(2)]
     k = int(np.ceil(0.3 * 81))
     masks = whole_model_masks(taus, k)
     trees = [{n: jnp.asarray(x, jnp.float32) for n, x in t.items()} for t in taus]

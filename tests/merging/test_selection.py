@@ -33,14 +33,34 @@ def test_masks_with_ties_zeros_and_infinities(values: list[float], k: int, rule:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("k", [0, 1, 777, 5000, 10007])
+@pytest.mark.parametrize("k", [0, 1, 777, 5000, 20000, 40007])
 @pytest.mark.parametrize("rule", ["exact", ">="])
 def test_masks_of_every_width(dtype: jnp.dtype, k: int, rule: str) -> None:
-    x = jnp.asarray(np.random.default_rng(k).normal(size=10007), dtype)
-    mask = np.asarray(selection.top_mask(x, k, rule))
+    """Of more than two tiles, the last of them in part."""
+    x = jnp.asarray(np.random.default_rng(k).normal(size=40007), dtype)
+    assert x.size > 2 * selection.TILE
+    mask = np.asarray(MASK[rule](x, k))
     np.testing.assert_array_equal(mask, expected(np.asarray(x, np.float32), k, rule))
     if rule == "exact":
         assert mask.sum() == k
+
+
+@pytest.mark.parametrize("shape", [(150_000,), (3, 70_000), (5, 4, 7), (70_000, 2), (1,), ()])
+def test_ties_break_by_flat_index_in_every_shape(shape: tuple[int, ...]) -> None:
+    """Also where rows, or their number, are too long to be searched at once."""
+    x = np.random.default_rng(0).integers(-2, 3, shape).astype(np.float32)
+    for k in {0, 1, x.size // 3, x.size * 9 // 10, x.size}:
+        np.testing.assert_array_equal(MASK["exact"](x, k), expected(x, k, "exact"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 4097, 1 << 16, (1 << 16) + 1, 300_001])
+def test_locate(size: int) -> None:
+    counts = np.random.default_rng(size).integers(0, 3, size).astype(np.int32)
+    until = np.cumsum(counts)
+    locate = jax.jit(selection.locate)
+    for need in (1, 2, until[-1] // 2, until[-1], until[-1] + 1):
+        i = min(np.searchsorted(until, need), size - 1)
+        assert locate(jnp.asarray(counts), jnp.int32(need)) == (i, until[i] - counts[i])
 
 
 @pytest.mark.parametrize("search", [selection.by_histogram, selection.by_counting])

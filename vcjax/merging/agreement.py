@@ -145,7 +145,7 @@ def boost_unique(r: Any = 0.1, alpha: Any = 0.2, epsilon: float = 1e-5) -> Trans
 def ram(epsilon: float = 1e-5) -> MergeMethod:
     r"""Reinforced agent merging: keep unique changes, average shared ones.
 
-    :math:`b + rac{\sum_i [|τ_i| > ε] τ_i}{\sum_i [|τ_i| > ε]}`.
+    :math:`b + \frac{\sum_i [|τ_i| > ε] τ_i}{\sum_i [|τ_i| > ε]}`.
 
     Source: arXiv 2601.13572; mergekit `ram`.
 

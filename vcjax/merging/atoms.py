@@ -239,8 +239,7 @@ class SignedFold:
 
     def init(self, like: jax.Array) -> Any:
         """No models yet: positive sum, its weights, negative sum, its weights."""
-        zero = jnp.zeros_like(like)
-        return zero, zero, zero, zero
+        return tuple(jnp.zeros_like(like) for _ in range(4))
 
     def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
         """One more model."""

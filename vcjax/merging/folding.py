@@ -18,7 +18,7 @@ from vcjax.merging.inputs import (
     matched,
 )
 from vcjax.merging.method import MergeMethod, Stack
-from vcjax.merging.run import finish_leaf, fold_leaf
+from vcjax.merging.run import finish_leaf, fold_leaf, start_fold
 
 
 def fold(
@@ -83,7 +83,9 @@ def fold(
                 seed=None if root is None else leaf_seed(root, path_words(path)),
                 model=jnp.int32(number),
             )
-            states[i] = fold_leaf(method.transforms, states.get(i), stack)
+            if i not in states:
+                states[i] = start_fold(method.transforms, stack)
+            states[i] = fold_leaf(method.transforms, states[i], stack)
     if number < 0:
         raise errors.MergeError("there is no model to merge", hint="give at least one")
     if method.models[0] > number + 1:

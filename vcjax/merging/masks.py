@@ -56,7 +56,7 @@ def trim_model(density: Any, tie_rule: str = "exact") -> Transform:
         return jnp.asarray(count(density, stack.size), jnp.int32)
 
     def high_digits(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
-        return jnp.stack([histogram(k, DIGIT, None) for k in keys(stack)])
+        return jnp.stack([histogram(k, DIGIT, 0) for k in keys(stack)])
 
     def low_digits(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
         high, _, _ = jax.vmap(choose_digit, (0, None))(totals[0], wanted(stack))

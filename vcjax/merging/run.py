@@ -46,7 +46,7 @@ def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[An
 
 def run_folded(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Array:
     """One leaf, model by model."""
-    state = None
+    state = start_fold(steps, stack)
     for i, value in enumerate(stack.values):
         one = replace(stack, values=(value,), weights=stack.weights[i : i + 1], model=jnp.int32(i))
         state = fold_leaf(steps, state, one)
@@ -107,17 +107,24 @@ def split(
     return before, reduction, steps[at + 1 :]
 
 
-@jax.jit
+def start_fold(steps: tuple[Transform, ...], stack: Stack) -> Any:
+    """The accumulators of a leaf before any model, placed as the leaf is."""
+    arrays = stack.values if stack.base is None else (*stack.values, stack.base)
+    like = stack.values[0]
+    if like.dtype != (kind := compute_dtype(*arrays)):
+        like = jnp.zeros_like(like, kind)
+    return split(steps)[1].init(like)
+
+
+@functools.partial(jax.jit, donate_argnames="state")
 @on_any_mesh
 def fold_leaf(steps: tuple[Transform, ...], state: Any, stack: Stack) -> Any:
-    """The accumulators of a leaf with one more model."""
+    """The accumulators of a leaf with one more model; those given are used up."""
     before, reduction, _ = split(steps)
     stack = cast(stack)
     for step in before:
         stack = step.apply(stack, ())
-    value = stack.values[0]
-    state = reduction.init(value) if state is None else state
-    return reduction.update(state, value, stack.weights[0])
+    return reduction.update(state, stack.values[0], stack.weights[0])
 
 
 @functools.partial(jax.jit, static_argnames="dtype")

@@ -23,6 +23,9 @@ from vcjax import errors
 from vcjax.merging.counter import flat_index
 
 DIGIT = 16
+TILE = 1 << 14
+FAN = 1 << 16
+ROW = 1 << 12
 TIE_RULES = ("exact", ">=")
 
 
@@ -79,45 +82,93 @@ def count(density: Any, size: int, rounding: str = "ceil") -> Any:
     return jnp.clip(rounded, 0, size).astype(jnp.int32)
 
 
-def histogram(keys: jax.Array, shift: int, prefix: jax.Array | None) -> jax.Array:
-    """`int32[65536]`: how often each 16-bit digit occurs at `shift` below `prefix`."""
-    digit = (keys >> shift).astype(jnp.uint32) & np.uint32(0xFFFF)
-    live = jnp.ones(keys.shape, jnp.int32)
-    if prefix is not None:
-        live = ((keys >> (shift + DIGIT)) == prefix).astype(jnp.int32)
-    return jnp.zeros(1 << DIGIT, jnp.int32).at[digit.astype(jnp.int32)].add(live)
+def histogram(keys: jax.Array, shift: Any, prefix: Any) -> jax.Array:
+    """`int32[65536]`: how often each 16-bit digit at `shift` occurs below `prefix`.
+
+    Args:
+        keys: unsigned integers.
+        shift: multiple of 16; may be traced.
+        prefix: the digits above of the keys that count.
+    """
+    return lax.platform_dependent(
+        keys, jnp.asarray(shift, keys.dtype), prefix, cpu=tiled_histogram, default=tally
+    )
+
+
+def tally(
+    keys: jax.Array, shift: jax.Array, prefix: jax.Array, counts: Any = None, live: Any = True
+) -> jax.Array:
+    """`histogram` by one scatter, of the elements that are `live`, added to `counts`."""
+    counts = jnp.zeros(1 << DIGIT, jnp.int32) if counts is None else counts
+    digits = keys >> shift
+    above = jnp.zeros_like(keys) if keys.dtype.itemsize == 2 else digits >> DIGIT
+    place = (digits & np.array(0xFFFF, keys.dtype)).astype(jnp.int32)
+    return counts.at[place].add(((above == prefix) & live).astype(jnp.int32))
+
+
+def tiled_histogram(keys: jax.Array, shift: jax.Array, prefix: jax.Array) -> jax.Array:
+    """`histogram` tile by tile, so that the indices of the scatter stay in the cache.
+
+    16.8 M float32, one CPU core: 0.05 s, and 0.14 s by one scatter.
+    """
+    if keys.size <= TILE:
+        return tally(keys, shift, prefix)
+    flat = keys.reshape(-1)
+
+    def add(i: jax.Array, counts: jax.Array) -> jax.Array:
+        # The last tile is moved back to where it fits; what it repeats does not count.
+        start = jnp.minimum(i * TILE, keys.size - TILE)
+        tile = lax.dynamic_slice(flat, (start,), (TILE,))
+        return tally(tile, shift, prefix, counts, jnp.arange(TILE) >= i * TILE - start)
+
+    return lax.fori_loop(0, -(-keys.size // TILE), add, jnp.zeros(1 << DIGIT, jnp.int32))
 
 
 def choose_digit(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The digit of the `need`-th largest: (digit, how many are above, how many equal)."""
-    # Two levels of 256, since a cumulative sum of 65536 takes XLA long to compile.
-    table = counts.reshape(256, 256)
-    high, above_high = choose_among(jnp.sum(table, axis=1, dtype=jnp.int32), need)
-    low, above_low = choose_among(table[high], need - above_high)
-    return high * 256 + low, above_high + above_low, table[high, low]
+    place, above = locate(counts[::-1], need)
+    digit = counts.size - 1 - place
+    return digit, above, counts[digit]
 
 
-def choose_among(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The largest i with `counts[i:].sum() >= need` (0 if none), and `counts[i + 1:].sum()`."""
-    place = jnp.arange(counts.size)
-    reached = jnp.where(place[None, :] >= place[:, None], counts[None, :], 0)
-    # Sums would be int64 where JAX has 64-bit types, unlike those of `by_counting`.
-    at_least = jnp.sum(reached, axis=1, dtype=jnp.int32)
-    i = jnp.maximum(jnp.sum(at_least >= need, dtype=jnp.int32) - 1, 0)
-    return i, at_least[i] - counts[i]
+def locate(counts: jax.Array, need: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first i with `counts[:i + 1].sum() >= need` (the last if none), `counts[:i].sum()`.
+
+    Bisection on partial sums, since XLA takes long to compile long cumulative ones. A
+    loop also keeps XLA from repeating the search in everything that uses the result.
+    """
+    size = counts.size
+    if size > FAN:
+        table = jnp.pad(counts, (0, -size % ROW)).reshape(-1, ROW)
+        row, before = locate(jnp.sum(table, axis=1, dtype=counts.dtype), need)
+        column, more = locate(table[row], need - before)
+        return jnp.minimum(row * ROW + column, size - 1), before + more
+    place = jnp.arange(size)
+    levels = max(size - 1, 0).bit_length()
+
+    def halve(level: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, before = state
+        middle = start + jnp.left_shift(1, levels - 1 - level).astype(start.dtype)
+        # A product, as XLA makes several kernels of a long sum.
+        inside = jnp.dot(((place >= start) & (place < middle)).astype(counts.dtype), counts)
+        beyond = (before + inside < need) & (middle < size)
+        return jnp.where(beyond, middle, start), jnp.where(beyond, before + inside, before)
+
+    return lax.fori_loop(0, levels, halve, (jnp.int32(0), jnp.int32(0)))
 
 
 def by_histogram(keys: jax.Array, k: jax.Array) -> Threshold:
     """`kth_largest` by histograms of 16 bits a pass."""
-    bits = 8 * keys.dtype.itemsize
-    prefix, above, equal = None, jnp.int32(0), jnp.int32(0)
-    for shift in range(bits - DIGIT, -1, -DIGIT):
-        digit, more, equal = choose_digit(histogram(keys, shift, prefix), k - above)
-        above = above + more
-        digit = digit.astype(keys.dtype)
-        prefix = digit if prefix is None else (prefix << DIGIT) | digit
-    assert prefix is not None
-    return Threshold(prefix, above, equal)
+    kind, passes = keys.dtype, 8 * keys.dtype.itemsize // DIGIT
+
+    def descend(i: jax.Array, found: Threshold) -> Threshold:
+        shift = (DIGIT * (passes - 1 - i)).astype(kind)
+        digit, more, equal = choose_digit(histogram(keys, shift, found.key), k - found.above)
+        key = (found.key << (DIGIT % (8 * kind.itemsize))) | digit.astype(kind)
+        return Threshold(key, found.above + more, equal)
+
+    start = Threshold(jnp.zeros((), kind), jnp.int32(0), jnp.int32(0))
+    return lax.fori_loop(0, passes, descend, start)
 
 
 def by_counting(keys: jax.Array, k: jax.Array) -> Threshold:
@@ -145,9 +196,7 @@ def kth_largest(keys: jax.Array, k: Any) -> Threshold:
     )
 
 
-def keep_mask(
-    keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "exact", index: Any = None
-) -> jax.Array:
+def keep_mask(keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "exact") -> jax.Array:
     """Where the keys are among the k largest, given the k-th largest.
 
     Args:
@@ -155,21 +204,32 @@ def keep_mask(
         threshold: the k-th largest of them (or of them and others).
         k: how many to keep.
         tie_rule: "exact" keeps the lowest flat indices among ties, ">=" keeps all ties.
-        index: `uint32`, the order among ties; the flat index by default.
     """
     k = jnp.asarray(k, jnp.int32)
     tied = keys == threshold.key
-    if tie_rule == ">=":
-        return (keys > threshold.key) | (tied & (k > 0))
     wanted = k - threshold.above
-
-    def lowest() -> jax.Array:
-        order = flat_index(keys.shape) if index is None else index
-        reversed_order = jnp.where(tied, ~order, jnp.uint32(0))
-        return tied & (reversed_order >= kth_largest(reversed_order, wanted).key) & (wanted > 0)
-
-    taken = lax.cond(threshold.equal > wanted, lowest, lambda: tied)
+    if tie_rule == "exact":
+        last = index_of(tied, wanted)
+        taken = tied & (flat_index(keys.shape) <= last) & (wanted > 0)
+    else:
+        taken = tied & (k > 0)
     return (keys > threshold.key) | taken
+
+
+def index_of(mask: jax.Array, number: jax.Array) -> jax.Array:
+    """Flat index (`uint32`) of the `number`-th element that is set, counted from 1.
+
+    One pass over the mask counts by row; only the row that holds it is searched.
+    """
+    if mask.ndim < 2:
+        return locate(mask.reshape(-1).astype(jnp.int32), number)[0].astype(jnp.uint32)
+    *rows, width = mask.shape
+    row, before = locate(jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(-1), number)
+    # Sliced axis by axis, as flattening a sharded leaf would gather it.
+    place = (*jnp.unravel_index(row, rows), 0)
+    line = lax.dynamic_slice(mask, place, (*(1,) * len(rows), width)).reshape(width)
+    column, _ = locate(line.astype(jnp.int32), number - before)
+    return (row * width + column).astype(jnp.uint32)
 
 
 def top_mask(x: jax.Array, k: Any, tie_rule: str = "exact") -> jax.Array:
