@@ -140,9 +140,9 @@ class Committer:
         )
 
     def publish(self, name: str, change: Change, base: Base) -> Commit:
-        """Commits a change to a branch.
+        """Commits a change to a branch or a detached `HEAD`.
 
-        If the branch has moved since `base`, the change is rebased: leaves that
+        If that has moved since `base`, the change is rebased: leaves that
         only the others touched are taken from them.
 
         Args:
@@ -150,6 +150,7 @@ class Committer:
 
         Raises:
             ConflictError: both sides changed the same leaves.
+            RefError: `HEAD` is to move, and was switched to a branch meanwhile.
         """
         for attempt in range(MAX_ATTEMPTS):
             ref = self._refs.get(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vcjax import history, objects
 from vcjax.errors import ConflictError, RefError
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEADS, TAGS, check_name
+from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects import FsckReport, GcPlan
 from vcjax.objects.collect import GRACE_SECONDS
 from vcjax.repo import settings as settings_
@@ -164,13 +164,13 @@ class Repository(Writer):
         )
 
     def _fast_forward(self, name: str | None, ours: Commit, theirs: Commit) -> None:
-        if name is None:
-            self.refs.set_head(Head(None, theirs.digest))
-            return
-        ref = self.refs.require(name)
+        name = name or HEAD
+        ref = self.refs.get(name)
         reason = f"merge: fast-forward to {theirs.digest[:8]}"
-        if ref.commit != ours.digest or not self.refs.set(name, theirs.digest, reason, ref):
-            raise ConflictError(f"{ref.short!r} has moved meanwhile", hint="merge again")
+        known = ref is not None and ref.commit == ours.digest
+        if not known or not self.refs.set(name, theirs.digest, reason, ref):
+            short = name.removeprefix(HEADS)
+            raise ConflictError(f"{short!r} has moved meanwhile", hint="merge again")
         self._bases.pop(name, None)
 
     # -- refs ------------------------------------------------------------------
@@ -236,7 +236,8 @@ class Repository(Writer):
                 self.branch(name)
             self.refs.require(HEADS + check_name(name))
             head = Head(name)
-        self.refs.set_head(head)
+        self.refs.set_head(head, f"switch: to {name}")
+        self._bases.pop(HEAD, None)
         return head
 
     def undo(self) -> Ref | None:
@@ -254,9 +255,17 @@ class Repository(Writer):
         branch = self.head.branch
         if branch is None:
             raise RefError("HEAD is on no branch", hint="switch to a branch first")
-        self._settle(HEADS + branch)
-        self._bases.pop(HEADS + branch, None)
-        return self.refs.undo(HEADS + branch)
+        name = HEADS + branch
+        self._settle(name)
+        self._bases.pop(name, None)
+        if self.refs.get(name) is None:
+            self.refs.refuse_lost(name)
+            former = self.refs.log(name)
+            hint = "make one with `vcjax commit FILE` or `repo.commit(tree, message)`"
+            if former:
+                hint = f"{set_command(branch, former[0].commit)} makes it anew where it was"
+            raise RefError(f"branch {branch!r} has no commit, so nothing to undo", hint=hint)
+        return self.refs.undo(name)
 
     # -- care ------------------------------------------------------------------
 
