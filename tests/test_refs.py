@@ -159,9 +159,9 @@ def test_a_lost_branch(repo, cli_in):
     ):
         with pytest.raises(CorruptionError, match="refs/heads/main is missing") as caught:
             refused()
-        assert f"`vcjax branch --force main {first.digest}`" in caught.value.hint
+        assert f"`vcjax branch --force main {first.digest}`" in str(caught.value.hint)
     assert repo.store.read("refs/heads/main") is None
-    code, out, err = cli_in(repo, "branch", "--force", "main", second.digest)
+    code, _, err = cli_in(repo, "branch", "--force", "main", second.digest)
     assert code == 0, err
     assert repo.fsck().ok
     assert [state.commit for state in repo.refs.log("refs/heads/main")] == [
@@ -181,7 +181,7 @@ def test_a_lost_tag_and_one_that_was_deleted(repo):
     assert [problem.object for problem in repo.fsck().problems] == ["refs/tags/kept"]
     with pytest.raises(CorruptionError, match="refs/tags/kept is missing") as caught:
         repo.tag("kept", two)
-    assert f"`vcjax tag --force kept {one.digest}`" in caught.value.hint
+    assert f"`vcjax tag --force kept {one.digest}`" in str(caught.value.hint)
     repo.tag("gone", two)
     repo.tag("kept", two, force=True)
     assert repo.fsck().ok
@@ -213,7 +213,7 @@ def test_undo_to_the_beginning_says_how_to_redo(repo, cli_in):
 def test_undo_on_a_branch_that_never_had_a_commit(repo):
     with pytest.raises(RefError, match="branch 'main' has no commit") as caught:
         repo.undo()
-    assert "vcjax commit" in caught.value.hint
+    assert "vcjax commit" in str(caught.value.hint)
 
 
 def test_reflog_of_a_detached_head(detached, cli_in):

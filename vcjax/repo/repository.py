@@ -8,8 +8,7 @@ from vcjax import history, objects
 from vcjax.errors import ConflictError, RefError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
-from vcjax.objects import FsckReport, GcPlan
-from vcjax.objects.collect import GRACE_SECONDS
+from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
 from vcjax.repo.committing import Base, default_author
 from vcjax.repo.settings import Settings
@@ -17,6 +16,7 @@ from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
     from vcjax.merging import MergeMethod
+    from vcjax.objects import FsckReport, GcPlan
 
 DEFAULT_BRANCH = "main"
 
@@ -269,7 +269,7 @@ class Repository(Writer):
 
     # -- care ------------------------------------------------------------------
 
-    def fsck(self) -> FsckReport:
+    def fsck(self) -> "FsckReport":
         """Checks every ref, commit, manifest and leaf against its digest."""
         report = objects.fsck(self.refs, self.history, self.prunings, self.objects)
         report.check(settings_.KEY, lambda: settings_.load(self.store))
@@ -277,7 +277,7 @@ class Repository(Writer):
 
     def gc(
         self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
-    ) -> GcPlan:
+    ) -> "GcPlan":
         """Deletes what nothing leads to and was not written lately.
 
         Args:
@@ -294,7 +294,7 @@ class Repository(Writer):
             objects.sweep(plan, *parts)
         return plan
 
-    def prune(self, commits: Sequence[str | Commit], policy: str) -> GcPlan:
+    def prune(self, commits: Sequence[str | Commit], policy: str) -> "GcPlan":
         """Lets the data of some commits go; they stay in the log with manifest and metrics.
 
         Data that other commits use stay. A commit that a ref points to is spared.
