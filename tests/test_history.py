@@ -148,8 +148,9 @@ def test_detached_head(story):
     for refused in (repo.undo, lambda: repo.switch("v1.0")):
         with pytest.raises(RefError):
             refused()
+    assert repo.resolve("HEAD@{1}") == commits["two"]
     with pytest.raises(RevisionError):
-        repo.resolve("HEAD@{1}")
+        repo.resolve("HEAD@{2}")
     repo.branch("kept")
     repo.switch("kept")
     assert repo.head.branch == "kept"

@@ -31,8 +31,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "reflog",
         False,
-        "instead of commits, list what the current (or given) branch pointed to, as of "
-        "BRANCH@{0}, BRANCH@{1}…",
+        "instead of commits, list what the current (or given) branch, or HEAD while it is on "
+        "none, pointed to, as of BRANCH@{0}, BRANCH@{1}…",
         flag_values=values,
     )
 
@@ -106,7 +106,7 @@ def _reflog(session: Session) -> int:
     repo = session.repo
     name = _logged(session)
     states = repo.refs.log(name)[: session.flags.limit]
-    short = name.removeprefix("refs/").partition("/")[2]
+    short = name.removeprefix("refs/").partition("/")[2] or name
     lines = (
         report.line(
             Span(state.commit[:8], "yellow"),
@@ -126,11 +126,9 @@ def _logged(session: Session) -> str:
     if len(session.args) > 1:
         raise UsageError("log --reflog takes one branch", hint="run it once for each")
     branch = repo.head.branch
-    if not session.args and branch is not None:
-        return f"refs/heads/{branch}"
-    if not session.args:
-        raise RevisionError("HEAD is on no branch", hint="name one: vcjax log --reflog BRANCH")
-    short = session.args[0]
+    short = session.argument(0, "HEAD")
+    if short in ("HEAD", "@"):
+        return "HEAD" if branch is None else f"refs/heads/{branch}"
     found = repo.resolver.ref_name(short)
     candidates = [short, f"refs/heads/{short}", f"refs/tags/{short}", f"aliases/{short}"]
     found = found or next((n for n in repo.refs.logged_names() if n in candidates), None)

@@ -6,17 +6,21 @@ from vcjax.cli.session import Session
 
 def run(session: Session) -> int:
     """Moves the branch to where it was; again, further back."""
+    from vcjax.history.refs import HEADS, set_command
+
     repo = session.repo
     branch = repo.head.branch
     ref = repo.undo()
-    commit = None if ref is None else ref.commit
+    assert branch is not None  # else `undo` has refused
     if ref is None:
         session.out.line(f"branch {branch} has no commit any more")
+        before = repo.refs.log(HEADS + branch)[0].commit
     else:
         summary = repo.history.commit(ref.commit).summary
         session.out.line(f"branch {branch} is back at {ref.commit[:8]} {summary}")
-        session.out.line(f"`vcjax branch --force {branch} {branch}@{{1}}` would redo it")
-    session.out.document("undo", {"branch": branch, "commit": commit})
+        before = f"{branch}@{{1}}"
+    session.out.line(f"{set_command(branch, before)} would redo it")
+    session.out.document("undo", {"branch": branch, "commit": None if ref is None else ref.commit})
     return 0
 
 

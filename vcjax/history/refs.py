@@ -2,8 +2,9 @@
 
 import difflib
 import math
+import os
 import re
-import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class Ref:
         nonce: makes every state unique, so that a lost response is told from a lost race.
 
     The log also holds one state without a commit (`commit == ""`) for every time
-    that the ref was deleted.
+    that the ref was deleted. A detached `HEAD` is a ref too, called "HEAD"; while
+    `HEAD` is on a branch, that ref counts as deleted.
     """
 
     name: str
@@ -102,6 +104,11 @@ def is_name(name: str) -> bool:
         return False
 
 
+def set_command(short: str, revision: str, kind: str = "branch") -> str:
+    """The command that takes a ref to a revision or makes it there, quoted for a shell."""
+    return f"`vcjax {kind} --force {shlex.quote(short)} {shlex.quote(revision)}`"
+
+
 class Refs:
     """The refs of a repository."""
 
@@ -109,11 +116,13 @@ class Refs:
         self._store = store
 
     def get(self, name: str) -> Ref | None:
-        """The present state of a ref, by its full name."""
+        """The present state of a ref, by its full name; "HEAD" is one while detached."""
         return self._read(name)[0]
 
     def _read(self, name: str) -> tuple[Ref | None, Versioned]:
         versioned = self._store.read_versioned(name)
+        if name == HEAD:
+            return _detached(versioned.value), versioned
         ref = None if versioned.value is None else _decode(name, versioned.value)
         return ref, versioned
 
@@ -148,14 +157,22 @@ class Refs:
 
         Returns:
             The new state, or None when somebody else was faster.
+
+        Raises:
+            CorruptionError: the ref does not exist, and its log does not end in a
+                deletion.
+            RefError: no ref may have that name beside those that there are; or it
+                is "HEAD" and on a branch.
         """
         current, versioned = self._read(name)
         if (current and current.nonce) != (expected and expected.nonce):
             return None
         if current is None:
+            if name == HEAD:  # `set_head` alone takes it from a branch
+                raise RefError("HEAD is on a branch meanwhile", hint="try again")
+            self.refuse_lost(name)
             self._refuse_nesting(name)
-            past = self._states(name)
-            sequence = past[0].sequence + 1 if past else 1
+            sequence = self._following(name)
         else:
             sequence = current.sequence + 1
             self._keep(current)
@@ -173,12 +190,37 @@ class Refs:
         if current is None or current.nonce != expected.nonce:
             return False
         self._keep(current)
-        # Never overwrites: if somebody has gone on from `current`, the log has that state.
-        gone = Ref(name, "", current.sequence + 1, time.time(), "delete", None, _nonce())
-        absent = self._store.read_versioned(_log_key(gone))
-        if absent.value is None:
-            self._store.compare_and_set(_log_key(gone), gone.encode(), absent)
+        self._log_deletion(current, "delete")
         return self._store.compare_and_set(name, None, versioned)
+
+    def lost(self, name: str) -> Ref | None:
+        """The newest logged state of a ref that is gone without having been deleted.
+
+        None if the ref exists, was deleted, or has no log: its first state is not
+        logged before it is replaced, so the loss of that one cannot be told from a
+        ref that never was.
+        """
+        last: Ref | None = None
+        while True:
+            if self.get(name) is not None:
+                return None
+            newest = next(iter(self._states(name)), None)
+            if newest is None or not newest.commit:
+                return None
+            if newest == last:  # twice, lest it was made, moved and deleted meanwhile
+                return newest
+            last = newest
+
+    def refuse_lost(self, name: str) -> None:
+        """Raises CorruptionError if `lost` finds that a ref was lost."""
+        state = self.lost(name)
+        if state is None:
+            return
+        command = set_command(state.short, state.commit, KINDS[_prefix(name)])
+        raise CorruptionError(
+            f"{name} is missing; its log ends at state {state.sequence}",
+            hint=f"{command} makes it anew there; `vcjax fsck` names later commits, if any",
+        )
 
     def require(self, name: str) -> Ref:
         """The present state of a ref that must exist.
@@ -189,7 +231,7 @@ class Refs:
         ref = self.get(name)
         if ref is not None:
             return ref
-        prefix = next(p for p in (HEADS, TAGS, REMOTES, ALIASES) if name.startswith(p))
+        prefix = _prefix(name)
         short = name.removeprefix(prefix)
         known = [other.short for other in self.under(prefix).values()]
         close = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
@@ -201,10 +243,11 @@ class Refs:
         )
 
     def move(self, name: str, commit: str, reason: str, force: bool = False) -> Ref:
-        """Makes a ref; with `force`, moves one.
+        """Makes a ref; with `force`, moves one, or makes one anew that was lost.
 
         Raises:
             RefError: it exists, and not `force`; or somebody was faster.
+            CorruptionError: it was lost, and not `force`.
         """
         current = self.get(name)
         if current is not None and not force:
@@ -212,6 +255,8 @@ class Refs:
                 f"{current.short!r} exists already, at {current.commit[:8]}",
                 hint="choose another name, or move it with force=True (--force)",
             )
+        if force and (last := self.lost(name)):
+            self._log_deletion(last, "lost")
         return self._won(name, self.set(name, commit, reason, current))
 
     def remove(self, name: str) -> None:
@@ -261,15 +306,22 @@ class Refs:
 
     def _states(self, name: str) -> list[Ref]:
         """`log`, and among it a state without a commit for every deletion."""
-        keys = self._store.keys(f"log/{name}@")
-        values = self._store.read_many(keys)
-        pairs = zip(keys, values, strict=True)
-        states = [_decode(name, value, key) for key, value in pairs if value is not None]
+        states = self._logged(name)
         current = self.get(name)
         if current is not None:  # a change that was not carried through may have logged more
             states = [state for state in states if state.sequence < current.sequence]
             states.append(current)
         return sorted(states, key=lambda state: -state.sequence)
+
+    def _logged(self, name: str) -> list[Ref]:
+        """What `log/` has of a ref, in order, whether or not the ref itself is there."""
+        keys = self._store.keys(f"log/{name}@")
+        pairs = zip(keys, self._store.read_many(keys), strict=True)
+        return [_decode(name, value, key) for key, value in pairs if value is not None]
+
+    def _following(self, name: str) -> int:
+        """The sequence number for a ref that does not exist."""
+        return max((state.sequence for state in self._logged(name)), default=0) + 1
 
     def gaps(self, name: str) -> list[int]:
         """Sequence numbers that the log of a ref should have and has not."""
@@ -297,6 +349,16 @@ class Refs:
         """
         self._store.write(_log_key(ref), ref.encode())
 
+    def _log_deletion(self, last: Ref, reason: str) -> None:
+        """Logs that a ref is deleted after the state `last`.
+
+        Never overwrites: if somebody has gone on from `last`, the log has that state.
+        """
+        gone = Ref(last.name, "", last.sequence + 1, time.time(), reason, None, _nonce())
+        absent = self._store.read_versioned(_log_key(gone))
+        if absent.value is None:
+            self._store.compare_and_set(_log_key(gone), gone.encode(), absent)
+
     def _refuse_nesting(self, name: str) -> None:
         """A folder cannot hold both `a` and `a/b`; neither may any other store."""
         self._store.remove_empty_folders(name)  # of refs below it that were deleted
@@ -323,17 +385,54 @@ class Refs:
             return Head(None, body["commit"])
         raise CorruptionError("HEAD is garbled", hint="`vcjax switch BRANCH` writes it anew")
 
-    def set_head(self, head: Head) -> None:
-        """Points `HEAD` to a branch or commit; the last writer wins."""
-        body = {"ref": HEADS + head.branch} if head.branch else {"commit": head.commit}
-        data = canonical.encode_record({**body, "nonce": _nonce()})
-        while not self._store.compare_and_set(HEAD, data, self._store.read_versioned(HEAD)):
+    def set_head(self, head: Head, reason: str = "switch") -> None:
+        """Points `HEAD` to a branch or commit, whatever it was; the last writer wins.
+
+        The commit of a detached `HEAD` is logged before it is left. A commit moves a
+        detached `HEAD` by `set`, which loses to a switch made meanwhile.
+        """
+        nonce = _nonce()
+        while True:
+            versioned = self._store.read_versioned(HEAD)
+            current = self._leaving_head(versioned)
+            if head.branch is not None:
+                if current is not None:
+                    self._log_deletion(current, f"{reason}: to {head.branch}")
+                data = canonical.encode_record({"ref": HEADS + head.branch, "nonce": nonce})
+            else:
+                sequence = current.sequence + 1 if current else self._following(HEAD)
+                commit = head.commit or ""
+                data = Ref(HEAD, commit, sequence, time.time(), reason, None, nonce).encode()
+            if self._store.compare_and_set(HEAD, data, versioned):
+                return
             if self._store.read(HEAD) == data:
                 return
 
+    def _leaving_head(self, versioned: Versioned) -> Ref | None:
+        """The newest state of a detached `HEAD` that is about to be left, logged; else None."""
+        try:
+            current = _detached(versioned.value)
+        except CorruptionError:  # it is written anew; what its log leads to stays
+            current = None
+        if current is not None:
+            self._keep(current)
+            return current
+        last = max(self._logged(HEAD), key=lambda state: state.sequence, default=None)
+        return last if last is not None and last.commit else None
+
 
 def _nonce() -> str:
-    return secrets.token_hex(8)
+    return os.urandom(8).hex()  # as `secrets` does, which loads OpenSSL: 0.01 s
+
+
+def _prefix(name: str) -> str:
+    return next(prefix for prefix in KINDS if name.startswith(prefix))
+
+
+def _detached(value: bytes | None) -> Ref | None:
+    """The state of a detached `HEAD` in its stored bytes; None if it is on a branch."""
+    body = _json(HEAD, value or b"")
+    return None if "ref" in body else _decode(HEAD, value or b"")
 
 
 def _log_key(ref: Ref) -> str:

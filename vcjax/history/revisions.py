@@ -9,6 +9,7 @@ best:accuracy         the commit with the best value of a metric;
 latest                the newest commit of the current branch
 REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
 main@{1}              what main was before its last change
+HEAD@{1}              the same of the current branch; of HEAD itself while detached
 """
 
 import difflib
@@ -20,7 +21,7 @@ from vcjax.errors import RevisionError
 from vcjax.history import ancestry
 from vcjax.history.commit import Commit
 from vcjax.history.metadata import best_value, lower_is_better
-from vcjax.history.refs import ALIASES, HEADS, REMOTES, TAGS, Refs, is_name
+from vcjax.history.refs import ALIASES, HEAD, HEADS, REMOTES, TAGS, Refs, is_name
 
 _REVISION = re.compile(r"(.*?)(?:@\{([0-9]{1,18})\})?((?:[~^][0-9]{0,18})*)", re.S)
 _STEP = re.compile(r"([~^])([0-9]*)")
@@ -101,12 +102,14 @@ class Resolver:
 
         Raises:
             RevisionError: the current branch has no commit yet.
+            CorruptionError: the current branch was lost.
         """
         head = self.refs.head()
         if head.commit:
             return head.commit
         ref = self.refs.get(f"{HEADS}{head.branch}")
         if ref is None:
+            self.refs.refuse_lost(f"{HEADS}{head.branch}")
             raise RevisionError(
                 f"branch {head.branch!r} has no commit yet",
                 hint="make one with `vcjax commit FILE` or `repo.commit(tree, message)`",
@@ -130,11 +133,7 @@ class Resolver:
     def _earlier(self, name: str, count: int, revision: str) -> Commit:
         if name in ("HEAD", "@"):
             head = self.refs.head()
-            if head.branch is None:
-                raise RevisionError(
-                    f"{revision!r}: HEAD is on no branch", hint="name the branch: main@{1}"
-                )
-            full: str | None = f"{HEADS}{head.branch}"
+            full: str | None = HEAD if head.branch is None else f"{HEADS}{head.branch}"
         else:
             full = self.ref_name(name) or self._deleted_name(name)
         if full is None:

@@ -9,11 +9,8 @@ from vcjax.history import Commit, History, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
-from vcjax.objects.layout import leaf_key, pack_key
+from vcjax.objects.layout import GRACE_SECONDS, leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
-
-GRACE_SECONDS = 24 * 3600.0
-"""What was written more recently may belong to a commit in progress, and is spared."""
 
 REFLOG_SECONDS = 90 * 24 * 3600.0
 """How long a former state of a ref keeps its commits alive."""

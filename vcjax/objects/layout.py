@@ -25,6 +25,9 @@ RELY_SECONDS = 60.0
 DELETION_SECONDS = 600.0
 """A deletion that takes longer than this was interrupted; a writer may take over."""
 
+GRACE_SECONDS = 24 * 3600.0
+"""The collector spares what was written more recently: it may belong to a commit in progress."""
+
 HINT = "run `vcjax fsck`; restore the object from a copy of the repository"
 
 

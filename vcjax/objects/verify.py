@@ -1,14 +1,21 @@
 """Checking a whole repository: every ref, commit, manifest, leaf object and pack."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
+from vcjax.history.refs import HEAD, HEADS
+from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects.layout import leaf_key
 from vcjax.objects.store import ObjectStore
 from vcjax.tree import storage_dtype
+
+HEADERS_AT_ONCE = 256
+"""How many objects' metadata are read before they are let go."""
 
 BATCH_BYTES = 256 * 1024 * 1024
 """How much is read before what was read is let go."""
@@ -83,6 +90,7 @@ def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore)
         report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
     commits = _check_commits(report, history, _check_refs(report, refs))
     report.commits = len(commits)
+    _check_lost_refs(report, refs, history, {commit.digest for commit in commits})
     entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}
     checked: set[str] = set()
     for commit in commits:
@@ -118,6 +126,31 @@ def _check_refs(report: FsckReport, refs: Refs) -> set[str]:
         for number in report.check(f"log/{name}", lambda name=name: refs.gaps(name)) or []:
             report.problems.append(Problem(f"log/{name}", f"its state {number} is missing"))
     return tips
+
+
+def _check_lost_refs(report: FsckReport, refs: Refs, history: History, reached: set[str]) -> None:
+    """Names that have a log but neither a ref nor, at the end of the log, a deletion.
+
+    The state that was lost was not logged, but its commit may still be there.
+    """
+    logged = [name for name in refs.logged_names() if name != HEAD]
+    lost = {name: report.check(f"log/{name}", lambda name=name: refs.lost(name)) for name in logged}
+    lost = {name: state for name, state in lost.items() if state is not None}
+    if not lost:
+        return
+    loose = {}
+    for digest in sorted(set(history.all_commits()) - reached):
+        with suppress(VcjaxError):  # an interrupted commit may leave anything
+            loose[digest] = history.commit(digest)
+    inner = {parent for commit in loose.values() for parent in commit.parents}
+    tips = [digest for digest in loose if digest not in inner]
+    more = f"; commits that nothing leads to: {', '.join(tips)}" if tips else ""
+    for name, state in lost.items():
+        where = f"its log ends at state {state.sequence}, commit {state.commit}"
+        report.problems.append(Problem(name, f"is missing; {where}{more}"))
+    head = report.check(HEAD, refs.head)
+    if head is not None and f"{HEADS}{head.branch}" in lost:
+        report.problems.append(Problem(HEAD, f"is on {HEADS}{head.branch}, which is missing"))
 
 
 def _check_commits(report: FsckReport, history: History, tips: Iterable[str]) -> list[Commit]:
@@ -159,6 +192,7 @@ def _check_leaves(
     pending = list(entries)
     report.leaves = len({entry.digest for _, _, entry in pending})
     report.nbytes = sum({entry.digest: entry.nbytes for _, _, entry in pending}.values())
+    _check_groups(report, objects, pending)
     batch: list[tuple[str, str, LeafEntry]] = []
     size = 0
     for item in pending:
@@ -171,6 +205,45 @@ def _check_leaves(
             _check_batch(report, objects, batch)
             batch, size = [], 0
     _check_batch(report, objects, batch)
+
+
+def _check_groups(
+    report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, str, LeafEntry]]
+) -> None:
+    """Compares the `zarr.json` of the array in each group with the group's own.
+
+    vcjax reads the copy in the group's attributes and would not notice; other
+    readers of zarr go by this one. Bases are looked at too.
+    """
+    objects_ = (e.digest for _, _, e in entries if not e.is_inline and e.packed is None)
+    keys, seen = sorted(set(map(leaf_key, objects_))), set()
+    while keys:
+        seen.update(keys)
+        bases = set()
+        for start in range(0, len(keys), HEADERS_AT_ONCE):
+            part = keys[start : start + HEADERS_AT_ONCE]
+            bases |= _check_group_metadata(objects, part, report)
+        keys = sorted(bases - seen)
+
+
+def _check_group_metadata(
+    objects: ObjectStore, keys: Sequence[str], report: FsckReport
+) -> set[str]:
+    """Checks some objects; gives the keys of their bases."""
+    headers: list[tuple[str, ArrayHeader]] = []
+    for key in keys:
+        with suppress(VcjaxError):  # reading the leaf reports it, by its path
+            [header] = objects.read_headers([key])
+            if header is not None and header.base is not None:
+                headers.append((key, header))
+    inner = [f"{header.array_key(key)}/zarr.json" for key, header in headers]
+    values = objects.store.read_many(inner)
+    for name, value, (_, header) in zip(inner, values, headers, strict=True):
+        if value is None:
+            report.problems.append(Problem(name, "is missing"))
+        elif value != header.encode_metadata():
+            report.problems.append(Problem(name, "differs from what the group says of the array"))
+    return {leaf_key(header.base) for _, header in headers if header.base is not None}
 
 
 def _entry_problem(entry: LeafEntry) -> str | None:

@@ -1,19 +1,20 @@
 """Reading a repository: revisions, manifests, restore, log and diff."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history
 from vcjax.errors import PrunedError
 from vcjax.history import Commit, Head, History, Manifest, Prunings, Refs, Resolver
 from vcjax.history.refs import HEADS, TAGS
-from vcjax.objects import ObjectStore
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 
 if TYPE_CHECKING:
     from vcjax.diffing import TreeDiff
     from vcjax.merging import MergePlan
+    from vcjax.objects import ObjectStore
 
 
 class Reader:
@@ -26,7 +27,6 @@ class Reader:
         refs: branches, tags and `HEAD`.
         history: commits and manifests.
         prunings: which commits have let their data go.
-        objects: leaf objects and packs.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -36,8 +36,14 @@ class Reader:
         self.refs = Refs(store)
         self.history = History(store)
         self.prunings = Prunings(store)
-        self.objects = ObjectStore(store, compress=settings.compress)
         self.resolver = Resolver(self.refs, self.history.commit, self.history.find_prefix)
+
+    @cached_property
+    def objects(self) -> "ObjectStore":
+        """Leaf objects and packs."""
+        from vcjax.objects import ObjectStore  # 0.03 s that `vcjax log` need not wait for
+
+        return ObjectStore(self.store, compress=self.settings.compress)
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vcjax import history, objects
 from vcjax.errors import ConflictError, RefError
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEADS, TAGS, check_name
-from vcjax.objects import FsckReport, GcPlan
-from vcjax.objects.collect import GRACE_SECONDS
+from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
+from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
 from vcjax.repo.committing import Base, default_author
 from vcjax.repo.settings import Settings
@@ -17,6 +16,7 @@ from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
     from vcjax.merging import MergeMethod
+    from vcjax.objects import FsckReport, GcPlan
 
 DEFAULT_BRANCH = "main"
 
@@ -164,13 +164,13 @@ class Repository(Writer):
         )
 
     def _fast_forward(self, name: str | None, ours: Commit, theirs: Commit) -> None:
-        if name is None:
-            self.refs.set_head(Head(None, theirs.digest))
-            return
-        ref = self.refs.require(name)
+        name = name or HEAD
+        ref = self.refs.get(name)
         reason = f"merge: fast-forward to {theirs.digest[:8]}"
-        if ref.commit != ours.digest or not self.refs.set(name, theirs.digest, reason, ref):
-            raise ConflictError(f"{ref.short!r} has moved meanwhile", hint="merge again")
+        known = ref is not None and ref.commit == ours.digest
+        if not known or not self.refs.set(name, theirs.digest, reason, ref):
+            short = name.removeprefix(HEADS)
+            raise ConflictError(f"{short!r} has moved meanwhile", hint="merge again")
         self._bases.pop(name, None)
 
     # -- refs ------------------------------------------------------------------
@@ -236,7 +236,8 @@ class Repository(Writer):
                 self.branch(name)
             self.refs.require(HEADS + check_name(name))
             head = Head(name)
-        self.refs.set_head(head)
+        self.refs.set_head(head, f"switch: to {name}")
+        self._bases.pop(HEAD, None)
         return head
 
     def undo(self) -> Ref | None:
@@ -254,13 +255,21 @@ class Repository(Writer):
         branch = self.head.branch
         if branch is None:
             raise RefError("HEAD is on no branch", hint="switch to a branch first")
-        self._settle(HEADS + branch)
-        self._bases.pop(HEADS + branch, None)
-        return self.refs.undo(HEADS + branch)
+        name = HEADS + branch
+        self._settle(name)
+        self._bases.pop(name, None)
+        if self.refs.get(name) is None:
+            self.refs.refuse_lost(name)
+            former = self.refs.log(name)
+            hint = "make one with `vcjax commit FILE` or `repo.commit(tree, message)`"
+            if former:
+                hint = f"{set_command(branch, former[0].commit)} makes it anew where it was"
+            raise RefError(f"branch {branch!r} has no commit, so nothing to undo", hint=hint)
+        return self.refs.undo(name)
 
     # -- care ------------------------------------------------------------------
 
-    def fsck(self) -> FsckReport:
+    def fsck(self) -> "FsckReport":
         """Checks every ref, commit, manifest and leaf against its digest."""
         report = objects.fsck(self.refs, self.history, self.prunings, self.objects)
         report.check(settings_.KEY, lambda: settings_.load(self.store))
@@ -268,7 +277,7 @@ class Repository(Writer):
 
     def gc(
         self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
-    ) -> GcPlan:
+    ) -> "GcPlan":
         """Deletes what nothing leads to and was not written lately.
 
         Args:
@@ -285,7 +294,7 @@ class Repository(Writer):
             objects.sweep(plan, *parts)
         return plan
 
-    def prune(self, commits: Sequence[str | Commit], policy: str) -> GcPlan:
+    def prune(self, commits: Sequence[str | Commit], policy: str) -> "GcPlan":
         """Lets the data of some commits go; they stay in the log with manifest and metrics.
 
         Data that other commits use stay. A commit that a ref points to is spared.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
 from vcjax.errors import ConflictError, RevisionError
-from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEADS, check_name
+from vcjax.history import Commit, Ref
+from vcjax.history.refs import HEAD, HEADS, check_name
 from vcjax.repo.committing import (
     Base,
     Change,
@@ -202,18 +202,12 @@ class Writer(Reader):
 
     def _tip_of(self, name: str | None, base: Base) -> Base:
         """The commit whose leaves need not be stored again: the branch points to it."""
-        ref = self.refs.get(name) if name is not None else None
+        ref = self.refs.get(name or HEAD)
         return self._base_at(ref.commit if ref else base.commit)
 
     def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
-        if name is None:
-            parents = tuple(filter(None, [base.commit])) + change.extra_parents
-            commit = self._committer.record(change, parents)
-            self.store.sync()
-            self.refs.set_head(Head(None, commit.digest))
-            return commit
-        commit = self._committer.publish(name, change, base)
-        self._bases[name] = Base(commit.digest, change.manifest)
+        commit = self._committer.publish(name or HEAD, change, base)
+        self._bases[name or HEAD] = Base(commit.digest, change.manifest)
         return commit
 
     def _target_name(self, branch: str | None) -> str | None:
@@ -225,8 +219,7 @@ class Writer(Reader):
 
     def _base(self, name: str | None) -> Base:
         """What a tree that is committed to a branch is taken to be based on."""
-        if name is None:
-            return self._base_at(self.refs.head().commit)
+        name = name or HEAD
         if name in self._bases:
             return self._bases[name]
         ref = self.refs.get(name)
@@ -252,8 +245,8 @@ class Writer(Reader):
     ) -> Any:
         """The tree of a commit; see `Reader.restore`.
 
-        What was restored from the tip of the current branch is what the next
-        commit to it is taken to change.
+        What was restored from the tip of the current branch, or from a detached
+        `HEAD`, is what the next commit to it is taken to change.
         """
         commit, tip = self._resolve_beside_tip(revision)
         restored = super().restore(commit, like, paths, verify)
@@ -262,7 +255,7 @@ class Writer(Reader):
         return restored
 
     def _resolve_beside_tip(self, revision: str | Commit) -> tuple[Commit, Ref | None]:
-        """The commit that a revision names, and the tip of the current branch at that moment.
+        """The commit that a revision names, and what `HEAD` or its branch was at that moment.
 
         Were the tip read before or after, a commit that somebody makes in between
         would be taken for what this writer has seen, and its changes be undone.
@@ -275,7 +268,7 @@ class Writer(Reader):
 
     def _tip(self) -> Ref | None:
         branch = self.head.branch
-        return None if branch is None else self.refs.get(HEADS + branch)
+        return self.refs.get(HEAD if branch is None else HEADS + branch)
 
 
 def _require_data(root: Any, digested: "Mapping[str, LeafDigest]", tip: Base) -> None:
