@@ -9,7 +9,7 @@ from vcjax.history import LeafEntry, Manifest
 from vcjax.objects import ObjectStore
 
 BATCH_BYTES = 64 * 1024 * 1024
-"""How much of either side is held in memory at once, leaves larger than this aside.
+"""How much of both sides together is held in memory at once, leaves larger than this aside.
 
 Reading 268 MB of 64 leaves that all changed peaks at 2.6 times their size with one batch
 of 256 MiB, and is no faster.
@@ -28,7 +28,7 @@ def compare(
     if not stats:
         return changes
     sizes = {
-        change.path: new.leaves[change.path].nbytes
+        change.path: old.leaves[change.path].nbytes + new.leaves[change.path].nbytes
         for change in changes.changes
         if has_statistics(change)
     }
