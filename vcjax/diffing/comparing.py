@@ -44,11 +44,13 @@ def compare(old: Any, new: Any) -> TreeDiff:
 def _structure(old: Any, new: Any) -> tuple[str, ...]:
     """Paths of the containers that differ in a way that no leaf shows."""
     before, after = _containers(old), _containers(new)
+    leaves = leaf_dict(old).keys() | leaf_dict(new).keys()
     differing = []
     for path in dict.fromkeys([*after, *before]):
         one, other = before.get(path), after.get(path)
         if one is None or other is None:
-            if not (one or other).children:  # pyright: ignore[reportOptionalMemberAccess]
+            empty = not (one or other).children  # pyright: ignore[reportOptionalMemberAccess]
+            if empty and path not in leaves:  # a leaf in its place is listed itself
                 differing.append(path)
         elif (one.kind, one.name) != (other.kind, other.name):
             differing.append(path)

@@ -21,7 +21,7 @@ class LeafChange:
         old: its spec in the old tree, or None.
         new: its spec in the new tree, or None.
         stats: figures of the difference (see `leaf_statistics`), for changed
-            array leaves of one shape; None for others.
+            leaves that are arrays of numbers of one shape; None for others, such as keys.
         old_path: leaf path in the old tree, for moved leaves.
     """
 
@@ -52,6 +52,14 @@ class LeafChange:
         return f"{self.old} → {self.new}"
 
 
+def _figures(stats: Mapping[str, float]) -> str:
+    relative = f"{stats['relative_l2']:.2%}" if stats["norm_old"] or not stats["l2"] else "from 0"
+    return (
+        f"  l2 {stats['l2']:.4g} ({relative}), max {stats['max_abs']:.4g}, "
+        f"{stats['fraction_changed']:.2%} of elements"
+    )
+
+
 def _spec_dict(spec: LeafSpec | None) -> dict[str, Any] | None:
     return None if spec is None else {"dtype": spec.dtype, "shape": list(spec.shape)}
 
@@ -63,8 +71,9 @@ class TreeDiff:
     Attributes:
         changes: one per leaf path of either tree, unchanged ones included, in
             the order of the new tree; removed leaves last.
-        structure: paths of containers whose kind changed, or that are empty and
-            in one tree alone: differences that no leaf shows.
+        structure: paths of containers whose kind changed, or that are empty, in
+            one tree alone and without a leaf in their place: differences that no
+            leaf shows.
     """
 
     changes: tuple[LeafChange, ...]
@@ -113,11 +122,7 @@ class TreeDiff:
         for change in rows:
             line = f"{MARKS[change.status]} {change.path:<{width}}  {change.describe()}"
             if change.stats is not None:
-                line += (
-                    f"  l2 {change.stats['l2']:.4g} ({change.stats['relative_l2']:.2%}), "
-                    f"max {change.stats['max_abs']:.4g}, "
-                    f"{change.stats['fraction_changed']:.2%} of elements"
-                )
+                line += _figures(change.stats)
             lines.append(line)
         lines += [f"! {path or '(root)'}  container changed" for path in self.structure]
         return "\n".join(lines)

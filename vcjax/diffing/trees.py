@@ -8,7 +8,7 @@ from vcjax.diffing.comparing import compare
 from vcjax.diffing.statistics import leaf_statistics
 from vcjax.diffing.treediff import LeafChange, TreeDiff
 from vcjax.hashing import digest_arrays, value_digest
-from vcjax.tree import LeafSpec, canonical, flatten, leaf_dict, map_leaves
+from vcjax.tree import LeafSpec, canonical, flatten, key_impl, leaf_dict, map_leaves
 
 
 @dataclass(frozen=True)
@@ -70,18 +70,27 @@ def with_statistics(changes: TreeDiff, old: Mapping[str, Any], new: Mapping[str,
         new: {leaf path: content after}, of the same paths.
     """
 
-    def measured(change: LeafChange) -> LeafChange:
-        if change.path not in new or change.new is None:
-            return change
-        figures = leaf_statistics(change.new.dtype, old[change.path], new[change.path])
-        return replace(change, stats=figures)
+    specs = {change.path: change.new for change in changes.changes if change.new is not None}
+    figures = {path: leaf_statistics(specs[path].dtype, old[path], new[path]) for path in new}
+    return with_figures(changes, figures)
 
-    return replace(changes, changes=tuple(map(measured, changes.changes)))
+
+def with_figures(changes: TreeDiff, figures: Mapping[str, Mapping[str, float]]) -> TreeDiff:
+    """A diff with the figures of some of its leaves, by leaf path."""
+    return replace(
+        changes,
+        changes=tuple(
+            replace(change, stats=figures[change.path]) if change.path in figures else change
+            for change in changes.changes
+        ),
+    )
 
 
 def has_statistics(change: LeafChange) -> bool:
-    """Whether figures make sense: an array leaf that changed in content alone."""
+    """Whether figures make sense: an array of numbers that changed in content alone."""
     one, other = change.old, change.new
     if change.status != "changed" or one is None or other is None:
         return False
-    return not one.is_value and one.dtype == other.dtype and one.shape == other.shape
+    if one.is_value or key_impl(one.dtype) is not None:
+        return False
+    return one.dtype == other.dtype and one.shape == other.shape

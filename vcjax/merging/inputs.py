@@ -45,12 +45,29 @@ def aligned(trees: list[Tree]) -> tuple[list[str], list[list[Any]], Any]:
             columns, matched(paths, columns, tree, f"model {number}"), strict=True
         ):
             column.append(leaf)
+    for path, column in zip(paths, columns, strict=True):
+        check_dtypes(path, column)
     return paths, columns, treedef
+
+
+def check_dtypes(path: str, leaves: list[Any]) -> None:
+    """Raises if leaves are of floating point numbers that JAX has no arrays of (float6)."""
+    for leaf in leaves:
+        kind = getattr(leaf, "dtype", None)
+        if is_mergeable(leaf) and kind is not None and not hasattr(jnp, np.dtype(kind).name):
+            raise errors.MergeError(
+                f"{path!r} is of {np.dtype(kind).name}, of which JAX has no arrays",
+                hint="merge it in float32, `x.astype(numpy.float32)`, and round the result",
+                path=path,
+            )
 
 
 def against(paths: list[str], columns: list[list[Any]], base: Tree) -> list[Any]:
     """The leaves of the base, checked against the first model."""
-    return matched(paths, columns, base, "the base")
+    leaves = matched(paths, columns, base, "the base")
+    for path, leaf in zip(paths, leaves, strict=True):
+        check_dtypes(path, [leaf])
+    return leaves
 
 
 def matched(paths: list[str], columns: list[list[Any]], tree: Tree, who: str) -> list[Any]:

@@ -79,7 +79,13 @@ def run_step(step: Transform, stack: Stack, totals: tuple[Any, ...]) -> Stack:
 
 def compute_dtype(*arrays: Any) -> Any:
     """The dtype that leaves are merged in: float32, wider if any of them is."""
-    return jnp.result_type(jnp.float32, *(jnp.asarray(x).dtype for x in arrays))
+    kinds = [jnp.asarray(x).dtype for x in arrays]
+    return jnp.result_type(jnp.float32, *(kind for kind in kinds if not _is_narrow(kind)))
+
+
+def _is_narrow(kind: Any) -> bool:
+    """Whether float32 holds every number of a dtype; JAX promotes none of the 8-bit ones."""
+    return jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4
 
 
 @jax.jit

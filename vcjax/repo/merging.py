@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vcjax import merging, tree
@@ -20,8 +21,10 @@ from vcjax.history import (
     merge_bases,
 )
 from vcjax.merging import ABSENT, Decision, MergePlan
+from vcjax.merging.inputs import check_globs, check_inputs
 from vcjax.objects import ObjectStore
 from vcjax.repo.committing import Change, digest_lookup, stage
+from vcjax.repo.comparing import batches
 from vcjax.repo.restoring import read_leaves
 
 
@@ -112,7 +115,38 @@ def merge_commits(request: MergeRequest, history: History, objects: ObjectStore)
 
 
 def _listed(weights: Any) -> Any:
+    if isinstance(weights, Mapping):
+        return {glob: _listed(numbers) for glob, numbers in weights.items()}
     return None if weights is None else np.asarray(weights, np.float64).tolist()
+
+
+def as_method(method: Any) -> "merging.MergeMethod | None":
+    """A merge method from one, its name, or its {"name": …, "parameters": …}.
+
+    Raises:
+        MergeError: it is anything else, or there is no such method.
+    """
+    if method is None or isinstance(method, merging.MergeMethod):
+        return method
+    config = {"name": method} if isinstance(method, str) else method
+    if isinstance(config, Mapping) and isinstance(config.get("name"), str):
+        parameters = config.get("parameters") or {}
+        if config.keys() <= {"name", "parameters"} and isinstance(parameters, Mapping):
+            try:
+                return merging.from_config(config["name"], parameters)
+            except (KeyError, AttributeError, TypeError) as error:  # parts of compositions
+                raise MergeError(
+                    f"{config['name']} cannot be made of these parameters: {error!r}",
+                    hint="write the method's `to_config`",
+                ) from error
+    name = getattr(method, "__name__", None)
+    raise MergeError(
+        f"{method!r} is no merge method",
+        hint=f"call it: method={name}()"
+        if callable(method) and name in merging.methods()
+        else "give a method such as vcjax.merging.average(), its name, or "
+        "{'name': …, 'parameters': …}",
+    )
 
 
 def base_root(history: History, ours: Commit, theirs: Commit) -> tuple[Any, list[str]]:
@@ -151,37 +185,79 @@ def from_method(
     """
     method = request.method
     assert method is not None
-    stuck = [d for d in plan.conflicts.values() if d.verdict != "conflict"]
+    conflicts = plan.conflicts
+    stuck = [d for d in conflicts.values() if d.verdict != "conflict"]
     if stuck:
         raise ConflictError(
             "these conflicts cannot be settled by a merge method:",
             paths=[f"{d.path}: {_explain(d)}" for d in stuck],
-            hint="settle them with resolve={path: 'ours' or 'theirs'}",
+            hint=_advice(stuck),
         )
-    conflicts = plan.conflicts
-    sides = [_read(objects, {p: getattr(d, side) for p, d in conflicts.items()}) for side in _SIDES]
-    base = None
-    if method.needs_base:
-        lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
-        if lacking:
-            raise MergeError(
-                f"{method.name} needs a base, and there is none for {', '.join(lacking)}",
-                hint="use a method that needs none, such as average()",
-            )
-        base = _read(objects, {path: d.base for path, d in conflicts.items()})
+    lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
+    if method.needs_base and lacking:
+        raise MergeError(
+            f"{method.name} needs a base, and there is none for {', '.join(lacking)}",
+            hint="use a method that needs none, such as average()",
+        )
+    # Of a batch, these would be too strict: a rule or weight may be for leaves of another.
+    check_inputs(method, len(_SIDES), method.needs_base, request.weights, None, request.key)
+    check_globs(method, request.weights, list(conflicts))
+    for path in conflicts:
+        method.for_leaf(path)
+    sides = (*_SIDES, "base") if method.needs_base else _SIDES
+    sizes = {path: sum(getattr(d, s).nbytes for s in sides) for path, d in conflicts.items()}
     # Without this JAX would cut 64-bit leaves to 32 bits; others are computed as they are.
     wide = any(tree.itemsize(d.ours.spec.dtype) == 8 for d in conflicts.values())
+    settled: dict[str, LeafEntry] = {}
     with jax.enable_x64(True) if wide else nullcontext():
-        merged = merging.merge(
-            sides, method=method, base=base, key=request.key, weights=request.weights
-        )
+        whole = method.locality == "model"
+        for batch in [list(conflicts)] if whole else batches(sizes, BATCH_BYTES):
+            settled |= _merge_batch({path: conflicts[path] for path in batch}, request, objects)
+    return settled
+
+
+BATCH_BYTES = 64 * 1024 * 1024
+"""How many bytes of stored leaves, all sides together, are merged at once; leaves larger
+than this alone. Methods that look at the whole model take all at once.
+
+Merging 268 MB of 64 leaves that all changed peaks at 5.3 times their size in one batch.
+"""
+
+_SIDES = ("ours", "theirs")
+
+
+def _merge_batch(
+    conflicts: Mapping[str, Decision], request: MergeRequest, objects: ObjectStore
+) -> dict[str, LeafEntry]:
+    """Some conflicts merged and stored. A function, so that their data are gone before the next."""
+    assert request.method is not None
+    method, weights = _restricted(request.method, request.weights, list(conflicts))
+    sides = [_read(objects, {p: getattr(d, side) for p, d in conflicts.items()}) for side in _SIDES]
+    base = None
+    if request.method.needs_base:  # whether this part of it does or not: `keep` takes it
+        base = _read(objects, {path: d.base for path, d in conflicts.items()})
+    merged = merging.merge(sides, method=method, base=base, key=request.key, weights=weights)
+    del sides, base
     paths = tuple(merged)
-    leaves = tuple(_like(conflicts[path].ours.spec, merged[path]) for path in paths)
+    leaves = tuple(_like(conflicts[path].ours.spec, merged.pop(path)) for path in paths)
     manifest = stage(tree.Node("dict", paths, leaves), objects)
     return dict(zip(paths, manifest.root.children, strict=True))
 
 
-_SIDES = ("ours", "theirs")
+def _restricted(
+    method: "merging.MergeMethod", weights: Any, paths: list[str]
+) -> "tuple[merging.MergeMethod, Any]":
+    """The rules of a method, and the weights, that are for any of these leaves."""
+
+    def concerns(glob: str) -> bool:
+        expression = tree.pattern(glob)
+        return any(expression.match(path) for path in paths)
+
+    if method.rules:
+        method = replace(method, rules=tuple(rule for rule in method.rules if concerns(rule[0])))
+    if isinstance(weights, Mapping):
+        weights = {glob: numbers for glob, numbers in weights.items() if concerns(glob)}
+    return method, weights if method.weighted else None
 
 
 def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
@@ -190,7 +266,14 @@ def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
 
 
 def _read(objects: ObjectStore, entries: Mapping[str, LeafEntry]) -> dict[str, Any]:
-    return {path: leaf.data for path, leaf in read_leaves(objects, entries)}
+    return {path: _widened(leaf.data) for path, leaf in read_leaves(objects, entries)}
+
+
+def _widened(array: Any) -> Any:
+    """An array in float32 or complex64 if it is of a narrow dtype that JAX has no arrays of."""
+    if array.dtype.kind == "W":
+        return array.astype(np.complex64)
+    return array if hasattr(jnp, array.dtype.name) else array.astype(np.float32)
 
 
 def _takes_first(decision: Decision) -> bool:
@@ -265,11 +348,28 @@ def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) ->
     Raises:
         ConflictError: naming them.
     """
-    left = [f"{p}: {_explain(d)}" for p, d in plan.conflicts.items() if p not in settled]
+    left = [d for path, d in plan.conflicts.items() if path not in settled]
     if left:
         raise ConflictError(
-            f"{' and '.join(names)} changed {len(left)} leaves differently:",
-            paths=left,
-            hint="merge their numbers with method=vcjax.merging.average() (CLI: --method=average), "
-            "or take one side with resolve='ours' or 'theirs'",
+            f"{' and '.join(names)} changed {len(left)} {'leaf' if len(left) == 1 else 'leaves'} "
+            "differently:",
+            paths=[f"{d.path}: {_explain(d)}" for d in left],
+            hint=_advice(left),
         )
+
+
+def _advice(left: Sequence[Decision]) -> str:
+    """How conflicts can be settled: numbers by a method, all others by taking one side."""
+    verdicts = {decision.verdict for decision in left}
+    advice = []
+    if "conflict" in verdicts:
+        advice.append(
+            "merge their numbers with method=vcjax.merging.average() (CLI: --method=average), "
+            "or take one side with resolve='ours' or 'theirs' (CLI: --resolve=ours)"
+        )
+    if "structure" in verdicts:
+        those = " of those that no method can merge" if "conflict" in verdicts else ""
+        advice.append(
+            f"take one side{those} with resolve={{path: 'ours'}} (CLI: --rule='PATH=ours')"
+        )
+    return "; ".join(advice)

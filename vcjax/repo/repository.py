@@ -89,7 +89,7 @@ class Repository(Writer):
         ours: str | Commit,
         theirs: str | Commit | None = None,
         *,
-        method: "MergeMethod | None" = None,
+        method: "MergeMethod | str | Mapping[str, Any] | None" = None,
         resolve: Mapping[str, str] | str | None = None,
         message: str | None = None,
         branch: str | None = None,
@@ -104,7 +104,8 @@ class Repository(Writer):
         Args:
             ours: a revision. If it is a branch, that branch moves to the result.
             theirs: another revision. With only one given, it is merged into `HEAD`.
-            method: a merge method (`vcjax.merging`) for the leaves that both changed.
+            method: a merge method (`vcjax.merging`) for the leaves that both changed:
+                `average()`, its name, or its {"name": …, "parameters": …}.
             resolve: a side ("ours", "theirs", "base") for all conflicts, or
                 {leaf path glob: side}; goes before `method`.
             message: of the commit.
@@ -120,9 +121,11 @@ class Repository(Writer):
         Raises:
             ConflictError: conflicts are left that nothing settles; names every path.
             RefError: `ours` is no branch and none is given.
+            MergeError: `method` is no merge method, or cannot be applied.
         """
-        from vcjax.repo.merging import MergeRequest, merge_commits
+        from vcjax.repo.merging import MergeRequest, as_method, merge_commits
 
+        method = as_method(method)
         if theirs is None:
             ours, theirs = "HEAD", ours
         name = self._merge_target(ours, branch)

@@ -34,7 +34,9 @@ def format_number(value: float) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """A fraction as a percentage; tiny ones do not become zero."""
+    """A fraction as a percentage; tiny ones do not become zero, and x / 0 is "from 0"."""
+    if fraction == math.inf:
+        return "from 0"
     if not math.isfinite(fraction):
         return str(fraction)
     percent = 100 * fraction
