@@ -1,6 +1,7 @@
 from .collect import GcPlan as GcPlan
+from .collect import Pruner as Pruner
+from .collect import PruneReport as PruneReport
 from .collect import plan_gc as plan_gc
-from .collect import plan_prune as plan_prune
 from .collect import sweep as sweep
 from .store import ObjectStore as ObjectStore
 from .verify import FsckReport as FsckReport

@@ -1,11 +1,14 @@
 """Collecting garbage: mark what refs and their logs lead to, sweep the rest when it is old."""
 
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcjax.history import Commit, History, Prunings, Refs
+from vcjax.history import Commit, History, Prunings, Refs, canonical
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
@@ -28,6 +31,7 @@ class GcPlan:
         spared: how many unreferenced objects are younger than the grace window.
         reflog: how long, in seconds, former states of refs count.
         leftovers: temporary files of writers that were killed.
+        made: when the plan was made, seconds since 1970 UTC.
     """
 
     commits: tuple[str, ...]
@@ -37,6 +41,7 @@ class GcPlan:
     spared: int
     reflog: float
     leftovers: tuple[str, ...] = ()
+    made: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for `--json`."""
@@ -50,13 +55,34 @@ class GcPlan:
         }
 
 
-def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
-    """Commits that refs point to, or pointed to within the age of the log."""
+@dataclass(frozen=True)
+class PruneReport:
+    """What pruning did.
+
+    Attributes:
+        commits: digests of the commits that have let their data go.
+        spared: digests of those that keep their data, since a ref points to them.
+        collected: what was deleted: the objects that only pruned commits used.
+    """
+
+    commits: tuple[str, ...]
+    spared: tuple[str, ...]
+    collected: GcPlan
+
+
+def _present_tips(refs: Refs) -> set[str]:
+    """Commits that refs point to."""
     tips = {ref.commit for ref in refs.under("refs/").values()}
     tips |= {ref.commit for ref in refs.under("aliases/").values()}
     head = refs.head()
     if head.commit:
         tips.add(head.commit)
+    return tips
+
+
+def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
+    """Commits that refs point to, or pointed to within the age of the log."""
+    tips = _present_tips(refs)
     for name in refs.logged_names():
         tips |= refs.former(name, time.time() - reflog_seconds)
     return frozenset(tips)
@@ -74,21 +100,38 @@ class _Live:
 def _live(
     history: History, objects: ObjectStore, tips: Iterable[str], pruned: frozenset[str]
 ) -> _Live:
-    commits: dict[str, Commit] = {}
-    queue = list(tips)
-    while queue:
-        digest = queue.pop()
-        if digest not in commits:
-            commits[digest] = history.commit(digest)
-            queue.extend(commits[digest].parents)
+    commits = _ancestors(history, tips)
     manifests = {commit.manifest for commit in commits.values()}
     kept = {commit.manifest for digest, commit in commits.items() if digest not in pruned}
     used = _objects_of(history, objects, kept)
     return _Live(frozenset(commits), frozenset(manifests), frozenset(used))
 
 
-def _objects_of(history: History, objects: ObjectStore, manifests: Iterable[str]) -> set[str]:
-    """Keys of the leaf objects and packs that manifests refer to, and of their bases."""
+def _ancestors(
+    history: History, tips: Iterable[str], known: frozenset[str] | set[str] = frozenset()
+) -> dict[str, Commit]:
+    """{digest: commit} of some commits and all their ancestors, without those below `known`."""
+    commits: dict[str, Commit] = {}
+    queue = list(tips)
+    while queue:
+        digest = queue.pop()
+        if digest not in commits and digest not in known:
+            commits[digest] = history.commit(digest)
+            queue.extend(commits[digest].parents)
+    return commits
+
+
+def _objects_of(
+    history: History,
+    objects: ObjectStore,
+    manifests: Iterable[str],
+    known: dict[str, str | None] | None = None,
+) -> set[str]:
+    """Keys of the leaf objects and packs that manifests refer to, and of their bases.
+
+    Args:
+        known: as for `_bases_of`.
+    """
     used: set[str] = set()
     chunked: set[str] = set()
     for manifest in manifests:
@@ -99,16 +142,27 @@ def _objects_of(history: History, objects: ObjectStore, manifests: Iterable[str]
                 used.add(leaf_key(entry.digest))
                 if entry.chunks:  # only these may stand on a base
                     chunked.add(leaf_key(entry.digest))
-    return used | _bases_of(objects, chunked)
+    return used | _bases_of(objects, chunked, known)
 
 
-def _bases_of(objects: ObjectStore, keys: Iterable[str]) -> set[str]:
-    """Keys of all leaf objects that some stand on, directly or not."""
+def _bases_of(
+    objects: ObjectStore, keys: Iterable[str], known: dict[str, str | None] | None = None
+) -> set[str]:
+    """Keys of all leaf objects that some stand on, directly or not.
+
+    Args:
+        known: {key: key of its base} of headers that need not be read; those that
+            are read are added.
+    """
+    known = {} if known is None else known
     found: set[str] = set()
-    queue = list(keys)
+    queue = sorted(keys)
     while queue:
-        headers = objects.read_headers(queue)
-        bases = {leaf_key(header.base) for header in headers if header and header.base}
+        unread = [key for key in queue if key not in known]
+        for key, header in zip(unread, objects.read_headers(unread), strict=True):
+            if header is not None:
+                known[key] = leaf_key(header.base) if header.base else None
+        bases = {base for key in queue if (base := known.get(key))}
         queue = sorted(bases - found)
         found |= bases
     return found
@@ -154,7 +208,7 @@ def plan_gc(
     ]
     nbytes += sum(objects.store.size(key) for key in leftovers)
     return GcPlan(
-        tuple(dead), tuple(manifests), tuple(keys), nbytes, spared, reflog, tuple(leftovers)
+        tuple(dead), tuple(manifests), tuple(keys), nbytes, spared, reflog, tuple(leftovers), now
     )
 
 
@@ -184,28 +238,110 @@ def _dead_objects(
     return dead, nbytes, len(parts) - len(used & parts.keys()) - len(dead)
 
 
-def plan_prune(
-    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore, commits: Iterable[str]
-) -> GcPlan:
-    """Finds the data that only pruned commits use, whatever its age.
+class Pruner:
+    """Lets the data of commits go, at a cost that does not grow with their number.
 
-    Spared is what a writer has relied upon within `GRACE_SECONDS`: its commit may
-    be in progress.
-
-    Args:
-        commits: the pruned commits to look at.
+    It remembers which commits it has found refs and their logs to lead to, and how
+    many of the unpruned ones use each object. Every call looks only at what is new:
+    states of refs, commits, notes of prunings. What has become unreachable since
+    is taken to be alive still; it is for `plan_gc` to find.
     """
-    live = _live(history, objects, _tips(refs, REFLOG_SECONDS), prunings.all())
-    manifests = {history.commit(digest).manifest for digest in commits}
-    candidates = _objects_of(history, objects, manifests)
-    keys = sorted(candidates - live.objects)
-    oldest = time.time() - GRACE_SECONDS
-    free, nbytes = [], 0
-    for key, header in zip(keys, objects.read_headers(keys), strict=True):
-        if header is not None and (header.relied or 0.0) < oldest:
-            free.append(key)
-            nbytes += sum(objects.store.size(part) for part in objects.store.keys(f"{key}/"))
-    return GcPlan((), (), tuple(free), nbytes, len(keys) - len(free), REFLOG_SECONDS)
+
+    def __init__(self, refs: Refs, history: History, prunings: Prunings, objects: ObjectStore):
+        self._refs, self._history = refs, history
+        self._prunings, self._objects = prunings, objects
+        self._lock = threading.Lock()
+        self._states: set[str] = set()  # keys of the log that were read
+        self._live: set[str] = set()  # commits, pruned ones included
+        self._uses: dict[str, tuple[str, ...]] = {}  # unpruned live commit -> its objects
+        self._users: Counter[str] = Counter()  # object -> how many of `_uses` have it
+        self._bases: dict[str, str | None] = {}  # chunked object in `_users` -> its base
+
+    def prune(self, commits: Iterable[str], policy: str) -> PruneReport:
+        """Deletes the data that only pruned commits use, whatever its age.
+
+        Spared are commits that a ref points to, and data that a writer has relied
+        upon within `GRACE_SECONDS`: its commit may be in progress.
+
+        Args:
+            commits: digests of the commits to prune.
+            policy: why, in words.
+
+        Raises:
+            CorruptionError: something live cannot be read; nothing is deleted then.
+        """
+        with self._lock:
+            digests = tuple(dict.fromkeys(commits))
+            tips = _present_tips(self._refs)
+            pruned = tuple(digest for digest in digests if digest not in tips)
+            spared = tuple(digest for digest in digests if digest in tips)
+            if pruned:
+                self._prunings.mark(pruned, policy)
+            return PruneReport(pruned, spared, self._collect(pruned))
+
+    def _collect(self, pruned: Iterable[str]) -> GcPlan:
+        candidates: set[str] = set()
+        for digest in pruned:
+            candidates.update(self._uses.get(digest) or self._read(digest, {}))
+        self._look()
+        now = time.time()
+        oldest = now - GRACE_SECONDS
+        keys = sorted(key for key in candidates if key not in self._users)
+        free, nbytes = [], 0
+        for key, header in zip(keys, self._objects.read_headers(keys), strict=True):
+            if header is not None and (header.relied or 0.0) < oldest:
+                free.append(key)
+                nbytes += sum(map(self._objects.store.size, self._objects.store.keys(f"{key}/")))
+        if free:
+            self._look()  # what came to be referenced meanwhile is spared
+        for key in free:
+            if key not in self._users:
+                _delete_object(self._objects, key, relied_before=oldest)
+        spared = len(keys) - len(free)
+        return GcPlan((), (), tuple(free), nbytes, spared, REFLOG_SECONDS, (), now)
+
+    def _look(self) -> None:
+        """Takes note of what has changed in the repository.
+
+        Refs are read before their logs: a state is logged before it is replaced, so
+        one of the two has it. An object in `_users` is never deleted, so its base
+        stays the same; one that lost its last user may have been stored anew, which
+        is why users are dropped before others are added.
+        """
+        tips = _present_tips(self._refs)
+        states = self._new_states()
+        self._live.update(
+            _ancestors(self._history, tips.union(filter(None, states.values())), self._live)
+        )
+        # The note of a deletion gives way to a state if the deletion was not carried through.
+        self._states.update(key for key, commit in states.items() if commit)
+        kept = self._live - self._prunings.all()
+        for digest in self._uses.keys() - kept:
+            for key in self._uses.pop(digest):
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._users[key]
+                    self._bases.pop(key, None)
+        for digest in kept - self._uses.keys():
+            self._uses[digest] = self._read(digest, self._bases)
+            self._users.update(self._uses[digest])
+
+    def _new_states(self) -> dict[str, str]:
+        """{key in the log: commit} of the states of refs that were logged since the last time."""
+        store = self._objects.store
+        keys = [key for key in store.keys("log/") if key not in self._states]
+        hint = "run `vcjax fsck`"
+        return {
+            key: canonical.decode_record(key, value, hint)["commit"]
+            for key, value in zip(keys, store.read_many(keys), strict=True)
+            if value is not None
+        }
+
+    def _read(self, digest: str, bases: dict[str, str | None]) -> tuple[str, ...]:
+        """The objects that a commit uses; as interned strings, since most have many users."""
+        manifest = self._history.commit(digest).manifest
+        used = _objects_of(self._history, self._objects, [manifest], bases)
+        return tuple(map(sys.intern, used))
 
 
 def sweep(
@@ -233,18 +369,21 @@ def sweep(
     objects.store.remove_leftovers(plan.leftovers)
     for key in plan.objects:
         if key not in live.objects:
-            _delete_object(objects, key)
+            _delete_object(objects, key, relied_before=plan.made)
     for folder in {"/".join(key.split("/")[:-1]) for key in plan.leftovers}:
         objects.store.remove_empty_folders(folder)
 
 
-def _delete_object(objects: ObjectStore, key: str) -> None:
+def _delete_object(objects: ObjectStore, key: str, relied_before: float) -> None:
+    """Deletes an object, unless a writer has relied on it since `relied_before`."""
     store = objects.store
     header_key = f"{key}/zarr.json"
     versioned = store.read_versioned(header_key)
     if versioned.value is not None:
-        header = replace(ArrayHeader.decode(key, versioned.value), deleting=True)
-        marked = replace(header, written=time.time()).encode()
+        header = ArrayHeader.decode(key, versioned.value)
+        if (header.relied or 0.0) >= relied_before:
+            return
+        marked = replace(header, deleting=True, written=time.time()).encode()
         if not store.compare_and_set(header_key, marked, versioned):
             return
     store.delete(part for part in store.keys(f"{key}/") if part != header_key)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history, objects
@@ -16,7 +17,7 @@ from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
     from vcjax.merging import MergeMethod
-    from vcjax.objects import FsckReport, GcPlan
+    from vcjax.objects import FsckReport, GcPlan, Pruner, PruneReport
 
 DEFAULT_BRANCH = "main"
 
@@ -295,9 +296,10 @@ class Repository(Writer):
         plan = objects.plan_gc(*parts, grace=float("-inf") if force else grace)
         if not dry_run:
             objects.sweep(plan, *parts)
+            self.__dict__.pop("_pruner", None)  # it knows of commits that are gone
         return plan
 
-    def prune(self, commits: Sequence[str | Commit], policy: str) -> "GcPlan":
+    def prune(self, commits: Sequence[str | Commit], policy: str) -> "PruneReport":
         """Lets the data of some commits go; they stay in the log with manifest and metrics.
 
         Data that other commits use stay. A commit that a ref points to is spared.
@@ -306,16 +308,13 @@ class Repository(Writer):
             policy: why, in words; `restore` quotes it.
 
         Returns:
-            What was deleted.
+            Which commits were pruned, which were spared, and what was deleted.
         """
-        tips = {ref.commit for ref in self.refs.under("refs/").values()} | {self.head.commit}
-        digests = [self.resolve(commit).digest for commit in commits]
-        digests = [digest for digest in digests if digest not in tips]
-        self.prunings.mark(digests, policy)
-        parts = self.refs, self.history, self.prunings, self.objects
-        plan = objects.plan_prune(*parts, digests)
-        objects.sweep(plan, *parts)
-        return plan
+        return self._pruner.prune([self.resolve(commit).digest for commit in commits], policy)
+
+    @cached_property
+    def _pruner(self) -> "Pruner":
+        return objects.Pruner(self.refs, self.history, self.prunings, self.objects)
 
 
 def _label(revision: str | Commit) -> str:

@@ -163,6 +163,24 @@ class Writer(Reader):
         if "_background" in self.__dict__:
             self._background.wait_all()
 
+    def refresh(self, branch: str | None = None) -> None:
+        """Lets the next commit to a branch follow its tip, whoever made that.
+
+        Otherwise a commit is taken to change what this object last committed or
+        restored, and is rebased if others have committed since. For those who have
+        looked at the tip, or who commit whole states.
+
+        Args:
+            branch: its name; the current one by default.
+
+        Raises:
+            Exception: that of the background commit to it, if that failed.
+        """
+        name = self._target_name(branch)
+        self._settle(name)
+        if name is not None:
+            self._bases.pop(name, None)
+
     @property
     def is_committing(self) -> bool:
         """Whether a background commit is under way."""
