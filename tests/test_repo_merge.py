@@ -82,7 +82,7 @@ METHODS = {
         ),
         {"weights": [1, 2]},
     ),
-    "masked": (merging.masked(merging.task_arithmetic(), "n/layer[2]_*|w".split("|")[1]), {}),
+    "masked": (merging.masked(merging.task_arithmetic(), ["n/layer[2]_*", "w"][1]), {}),
     "whole model": (merging.ties_whole(density=0.3), {}),
 }
 
