@@ -31,8 +31,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean(
         "reflog",
         False,
-        "instead of commits, list what the current (or given) branch, or HEAD while it is on "
-        "none, pointed to, as of BRANCH@{0}, BRANCH@{1}…",
+        "instead of commits, list what the current (or given) branch pointed to, as of "
+        "BRANCH@{0}, BRANCH@{1}…",
         flag_values=values,
     )
 
