@@ -141,7 +141,9 @@ def _jitted(old: jax.Array, new: jax.Array) -> tuple[jax.Array, _Parts]:
 
     def scaled(values: jax.Array) -> tuple[jax.Array, jax.Array]:
         top = jnp.max(jnp.abs(values), axis=1, keepdims=True)
-        return top[:, 0], values / jnp.where(top == 0, 1, top)
+        # XLA multiplies by 1 / top, which it takes for zero where top is 1e38.
+        smaller = jnp.where(top > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
+        return top[:, 0], values * smaller / jnp.where(top == 0, 1, top * smaller)
 
     top_d, unit_d = scaled(difference)
     top_a, unit_a = scaled(a)

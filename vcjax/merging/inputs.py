@@ -14,6 +14,9 @@ from vcjax.tree.spec import pattern
 
 Tree = Any
 
+NO_JAX_ARRAYS = frozenset(["float6_e2m3fn", "float6_e3m2fn"])
+"""Dtypes that `jax.numpy` names, and XLA cannot compute with (jaxlib 0.10)."""
+
 
 def is_mergeable(leaf: Any) -> bool:
     """Whether a leaf is of floating point or complex numbers."""
@@ -54,9 +57,9 @@ def check_dtypes(path: str, leaves: list[Any]) -> None:
     """Raises if leaves are of floating point numbers that JAX has no arrays of (float6)."""
     for leaf in leaves:
         kind = getattr(leaf, "dtype", None)
-        if is_mergeable(leaf) and kind is not None and not hasattr(jnp, np.dtype(kind).name):
+        if kind is not None and str(kind) in NO_JAX_ARRAYS:
             raise errors.MergeError(
-                f"{path!r} is of {np.dtype(kind).name}, of which JAX has no arrays",
+                f"{path!r} is of {kind}, of which JAX has no arrays",
                 hint="merge it in float32, `x.astype(numpy.float32)`, and round the result",
                 path=path,
             )

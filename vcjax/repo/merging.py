@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vcjax import merging, tree
@@ -21,7 +20,7 @@ from vcjax.history import (
     merge_bases,
 )
 from vcjax.merging import ABSENT, Decision, MergePlan
-from vcjax.merging.inputs import check_globs, check_inputs
+from vcjax.merging.inputs import NO_JAX_ARRAYS, check_globs, check_inputs
 from vcjax.objects import ObjectStore
 from vcjax.repo.committing import Change, digest_lookup, stage
 from vcjax.repo.comparing import batches
@@ -273,7 +272,7 @@ def _widened(array: Any) -> Any:
     """An array in float32 or complex64 if it is of a narrow dtype that JAX has no arrays of."""
     if array.dtype.kind == "W":
         return array.astype(np.complex64)
-    return array if hasattr(jnp, array.dtype.name) else array.astype(np.float32)
+    return array.astype(np.float32) if array.dtype.name in NO_JAX_ARRAYS else array
 
 
 def _takes_first(decision: Decision) -> bool:
