@@ -16,8 +16,8 @@ from vcjax.orbax.options import (
     checked_step,
     describe,
     dropped,
-    rate,
     ranked,
+    rate,
 )
 from vcjax.repo import Repository
 
