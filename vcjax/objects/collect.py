@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcjax.history import Commit, History, Prunings, Refs, canonical
+from vcjax.history import Commit, Head, History, Prunings, Ref, Refs, canonical
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
@@ -70,19 +70,22 @@ class PruneReport:
     collected: GcPlan
 
 
-def _present_tips(refs: Refs) -> set[str]:
-    """Commits that refs point to."""
-    tips = {ref.commit for ref in refs.under("refs/").values()}
-    tips |= {ref.commit for ref in refs.under("aliases/").values()}
-    head = refs.head()
-    if head.commit:
-        tips.add(head.commit)
-    return tips
+_RefStates = dict[str, Ref | Head]
+
+
+def _present(refs: Refs) -> _RefStates:
+    """The states of all refs and of `HEAD`, by full name."""
+    return {**refs.under("refs/"), **refs.under("aliases/"), "HEAD": refs.head()}
+
+
+def _commits_of(states: _RefStates) -> set[str]:
+    """The commits that refs point to."""
+    return {state.commit for state in states.values() if state.commit}
 
 
 def _tips(refs: Refs, reflog_seconds: float) -> frozenset[str]:
     """Commits that refs point to, or pointed to within the age of the log."""
-    tips = _present_tips(refs)
+    tips = _commits_of(_present(refs))
     for name in refs.logged_names():
         tips |= refs.former(name, time.time() - reflog_seconds)
     return frozenset(tips)
@@ -272,7 +275,7 @@ class Pruner:
         """
         with self._lock:
             digests = tuple(dict.fromkeys(commits))
-            tips = _present_tips(self._refs)
+            tips = _commits_of(_present(self._refs))
             pruned = tuple(digest for digest in digests if digest not in tips)
             spared = tuple(digest for digest in digests if digest in tips)
             if pruned:
@@ -283,7 +286,7 @@ class Pruner:
         candidates: set[str] = set()
         for digest in pruned:
             candidates.update(self._uses.get(digest) or self._read(digest, {}))
-        self._look()
+        seen = self._look()
         now = time.time()
         oldest = now - GRACE_SECONDS
         keys = sorted(key for key in candidates if key not in self._users)
@@ -292,7 +295,7 @@ class Pruner:
             if header is not None and (header.relied or 0.0) < oldest:
                 free.append(key)
                 nbytes += sum(map(self._objects.store.size, self._objects.store.keys(f"{key}/")))
-        if free:
+        if free and _present(self._refs) != seen:
             self._look()  # what came to be referenced meanwhile is spared
         for key in free:
             if key not in self._users:
@@ -300,19 +303,18 @@ class Pruner:
         spared = len(keys) - len(free)
         return GcPlan((), (), tuple(free), nbytes, spared, REFLOG_SECONDS, (), now)
 
-    def _look(self) -> None:
-        """Takes note of what has changed in the repository.
+    def _look(self) -> _RefStates:
+        """Takes note of what has changed in the repository; the present states of refs.
 
         Refs are read before their logs: a state is logged before it is replaced, so
         one of the two has it. An object in `_users` is never deleted, so its base
         stays the same; one that lost its last user may have been stored anew, which
         is why users are dropped before others are added.
         """
-        tips = _present_tips(self._refs)
+        present = _present(self._refs)
         states = self._new_states()
-        self._live.update(
-            _ancestors(self._history, tips.union(filter(None, states.values())), self._live)
-        )
+        tips = _commits_of(present).union(filter(None, states.values()))
+        self._live.update(_ancestors(self._history, tips, self._live))
         # The note of a deletion gives way to a state if the deletion was not carried through.
         self._states.update(key for key, commit in states.items() if commit)
         kept = self._live - self._prunings.all()
@@ -325,6 +327,7 @@ class Pruner:
         for digest in kept - self._uses.keys():
             self._uses[digest] = self._read(digest, self._bases)
             self._users.update(self._uses[digest])
+        return present
 
     def _new_states(self) -> dict[str, str]:
         """{key in the log: commit} of the states of refs that were logged since the last time."""

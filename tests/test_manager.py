@@ -1,0 +1,491 @@
+"""`CheckpointManager`: ranks, several managers, numbers of steps, pruning, failures."""
+
+import itertools
+import math
+import secrets
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+import vcjax
+from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
+from vcjax.orbax.options import ranked
+
+Options = vcjax.CheckpointManagerOptions
+
+
+def tree(value):
+    """One leaf in the manifest, one in a pack, one of its own, one that never changes."""
+    return {
+        "inline": np.full(2, value),
+        "packed": np.full(2_000, value, np.float32),
+        "own": np.full(20_000, value, np.float32),
+        "fixed": np.ones(20_000, np.float32),
+    }
+
+
+def assert_restores(restored, value):
+    for name, expected in tree(value).items():
+        np.testing.assert_array_equal(restored[name], expected)
+
+
+def loss(metrics):
+    return metrics["loss"]
+
+
+def place():
+    return f"memory://{secrets.token_hex(8)}"
+
+
+# -- ranks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("values", list(itertools.permutations([0.5, math.nan, 0.9, 0.1])))
+def test_nan_ranks_last(values, mode):
+    options = Options(max_to_keep=2, best_fn=loss, best_mode=mode)
+    with vcjax.CheckpointManager(place(), options) as manager:
+        for step, value in enumerate(values):
+            assert manager.save(step, {"w": np.full(2_000, step)}, metrics={"loss": value})
+        best = values.index(0.1 if mode == "min" else 0.9)
+        assert manager.best_step() == best
+        numbers = [value for value in values if not math.isnan(value)]
+        order = sorted(numbers, reverse=mode == "max")
+        expected = {values.index(order[0]), values.index(order[1]), 3}
+        assert set(manager.all_steps()) == expected
+        for step in manager.all_steps():
+            assert manager.restore(step)["w"][0] == step
+        steps = list(manager._steps.values())
+        assert ranked(steps, options)[0].step == best
+        again = vcjax.CheckpointManager(manager.directory, options)
+        assert again.all_steps() == manager.all_steps()
+        assert again.best_step() == best
+
+
+def test_nan_is_ranked_and_so_does_not_stay_for_ever():
+    options = Options(max_to_keep=1, best_fn=loss, best_mode="min")
+    with vcjax.CheckpointManager(place(), options) as manager:
+        for step in range(4):
+            manager.save(step, {"w": step}, metrics={"loss": math.nan})
+        assert manager.all_steps() == [3]
+        assert manager.best_step() == 3
+        manager.save(4, {"w": 4}, metrics={"loss": 1.0})
+        assert manager.best_step() == 4
+
+
+def test_a_best_fn_that_fails_commits_nothing():
+    with vcjax.CheckpointManager(place(), Options(max_to_keep=2, best_fn=loss)) as manager:
+        manager.save(0, tree(0), metrics={"loss": 1.0})
+        with pytest.raises(VcjaxError, match=r"step 1 .*'accuracy': 0.5.*KeyError") as caught:
+            manager.save(1, tree(1), metrics={"accuracy": 0.5})
+        assert isinstance(caught.value.__cause__, KeyError)
+        assert manager.all_steps() == [0]
+        assert len(list(manager.repo.log())) == 1
+        assert manager.save(1, tree(1))
+        assert manager.save(2, tree(2), metrics={"loss": 2.0})
+        assert manager.save(3, tree(3), metrics={"loss": 3.0})
+        assert manager.all_steps() == [1, 2, 3]  # step 1 has no rank, and stays
+        assert manager.best_step() == 3
+
+
+def test_a_best_fn_without_a_number_commits_nothing():
+    with vcjax.CheckpointManager(place(), Options(best_fn=lambda metrics: None)) as manager:
+        with pytest.raises(VcjaxError, match="step 0"):
+            manager.save(0, tree(0), metrics={"loss": 1.0})
+        assert not manager.all_steps()
+
+
+def test_a_stored_step_that_cannot_be_rated_has_no_rank(monkeypatch):
+    url = place()
+    with vcjax.CheckpointManager(url) as manager:
+        manager.save(0, tree(0), metrics={"accuracy": 0.5})
+        manager.save(1, tree(1), metrics={"loss": 1.0})
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
+    with vcjax.CheckpointManager(url, Options(max_to_keep=1, best_fn=loss)) as manager:
+        manager.reload()
+        assert len(warnings) == 1
+        assert "step 0" in warnings[0]
+        assert manager.best_step() == 1
+        manager.save(2, tree(2), metrics={"loss": 2.0})
+        assert manager.all_steps() == [0, 2]
+        assert len(warnings) == 1
+
+
+# -- several managers ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_two_managers_take_turns(url, background):
+    options = Options(enable_async_checkpointing=background)
+    a, b = vcjax.CheckpointManager(url, options), vcjax.CheckpointManager(url, options)
+    a.save(0, tree(0))
+    a.wait_until_finished()
+    b.save(1, tree(1))
+    b.wait_until_finished()
+    a.reload()
+    assert a.all_steps() == [0, 1]
+    a.save(2, tree(2))
+    a.wait_until_finished()
+    b.save(3, tree(3))  # without a reload
+    b.wait_until_finished()
+    a.reload()
+    assert [c.step for c in a.repo.log()] == [3, 2, 1, 0]
+    assert all(len(c.parents) <= 1 for c in a.repo.log())
+    for step in range(4):
+        assert_restores(a.restore(step), step)
+        assert_restores(b.restore(step), step)
+
+
+def test_a_step_of_another_manager_exists(url):
+    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a.save(0, tree(0))
+    with pytest.raises(StepExistsError):
+        b.save(0, tree(1))
+    assert b.all_steps() == [0]
+    assert b.save(0, tree(1), overwrite=True)
+    assert_restores(a.restore(0), 0)
+    a.reload()
+    assert_restores(a.restore(0), 1)
+
+
+def test_trees_of_two_managers_are_not_merged(url):
+    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a.save(0, {"p": 0, "q": 0})
+    b.reload()
+    b.save(1, {"p": 1, "q": 0})
+    a.save(2, {"p": 0, "q": 2})
+    assert a.restore(2) == {"p": 0, "q": 2}
+
+
+def test_a_manager_that_was_overtaken_notices(url, monkeypatch):
+    """Somebody commits after a save has looked at the tip, and before its commit."""
+    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a.save(0, {"p": 0, "q": 0})
+    b.reload()
+    follow = b._follow
+
+    def overtaken():
+        follow()
+        a.save(1, {"p": 1, "q": 0})
+
+    monkeypatch.setattr(b, "_follow", overtaken)
+    assert b.save(2, {"p": 0, "q": 0, "r": 2})
+    assert b.all_steps() == [0, 1, 2]
+
+
+def test_undo_takes_a_step_back(repo):
+    manager = vcjax.CheckpointManager(repo.url)
+    manager.save(0, tree(0))
+    manager.save(1, tree(1))
+    repo.undo()
+    assert manager.save(1, tree(7))
+    assert [c.step for c in manager.repo.log()] == [1, 0]
+    assert_restores(manager.restore(1), 7)
+
+
+def test_refresh_forgets_what_a_commit_would_be_based_on(url):
+    a, b = vcjax.Repository.init(url), vcjax.Repository.open(url)
+    a.commit({"w": 0})
+    b.commit({"w": 1})
+    with pytest.raises(vcjax.ConflictError):
+        a.commit({"w": 2})
+    a.refresh()
+    a.commit({"w": 2})
+    assert [c.generation for c in a.log()] == [3, 2, 1]
+    a.branch("side")
+    a.commit({"w": 3}, branch="side")
+    b.commit({"w": 4}, branch="side")
+    a.refresh("side")
+    a.commit({"w": 5}, branch="side")
+    assert a.restore("side") == {"w": 5}
+
+
+def test_the_newest_commit_of_a_step_is_the_step():
+    manager = vcjax.CheckpointManager(place())
+    manager.save(0, tree(0))
+    manager.save(0, tree(1), overwrite=True)
+    manager.save(1, tree(2))
+    manager.delete(0)
+    manager.reload()
+    assert manager.all_steps() == [1]
+
+
+# -- numbers of steps ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [int, np.int64, np.uint8, jnp.int32, np.array, jnp.array])
+def test_integers_of_any_type_are_steps(make):
+    manager = vcjax.CheckpointManager(place())
+    assert manager.should_save(make(3))
+    assert manager.save(make(3), tree(3), metrics={"loss": 1})
+    assert manager.save(4, tree(4))
+    assert manager.metrics(make(3)) == {"loss": 1.0}
+    assert_restores(manager.restore(make(3)), 3)
+    assert [type(step) for step in manager.all_steps()] == [int, int]
+    assert manager.repo.resolve("step:3").metadata == {"step": 3}
+    manager.delete(make(3))
+    assert manager.all_steps() == [4]
+
+
+@pytest.mark.parametrize(
+    "step", [True, np.True_, jnp.array(True), -1, 1.0, np.float32(1), "1", [1]]
+)
+def test_other_things_are_no_steps(step):
+    manager = vcjax.CheckpointManager(place())
+    for call in (manager.should_save, manager.metrics, manager.restore, manager.delete):
+        with pytest.raises(VcjaxError, match="step") as caught:
+            call(step)
+        assert caught.value.hint
+    with pytest.raises(VcjaxError, match="step") as caught:
+        manager.save(step, tree(0))
+    assert caught.value.hint
+    assert manager.latest_step() is None
+
+
+# -- deleting and pruning ------------------------------------------------------
+
+
+def test_the_latest_step_cannot_be_deleted():
+    manager = vcjax.CheckpointManager(place())
+    manager.save(0, tree(0))
+    manager.save(1, tree(1))
+    with pytest.raises(VcjaxError, match="step 1 is the latest") as caught:
+        manager.delete(1)
+    assert "undo" in (caught.value.hint or "")
+    assert_restores(manager.restore(1), 1)
+    manager.delete(0)
+    assert manager.all_steps() == [1]
+    with pytest.raises(FileNotFoundError):
+        manager.delete(0)
+
+
+def test_a_step_with_a_tag_cannot_be_deleted():
+    manager = vcjax.CheckpointManager(place(), Options(max_to_keep=2))
+    manager.save(0, tree(0))
+    manager.repo.tag("v1")
+    manager.save(1, tree(1))
+    with pytest.raises(VcjaxError, match="step 0 is not deleted"):
+        manager.delete(0)
+    manager.save(2, tree(2))
+    manager.save(3, tree(3))
+    assert manager.all_steps() == [0, 2, 3]  # what is not pruned is not forgotten
+    assert_restores(manager.restore(0), 0)
+    manager.repo.delete_tag("v1")
+    manager.save(4, tree(4))
+    assert manager.all_steps() == [3, 4]
+
+
+def test_prune_says_what_it_did(repo):
+    commits = [repo.commit(tree(value)) for value in range(3)]
+    report = repo.prune(commits, "a test")
+    assert report.commits == (commits[0].digest, commits[1].digest)
+    assert report.spared == (commits[2].digest,)
+    assert len(report.collected.objects) == 4  # two packs, two leaf objects
+    assert report.collected.nbytes > 2 * 80_000
+    nothing = repo.prune(["HEAD"], "a test")
+    assert (nothing.commits, nothing.collected.objects) == ((), ())
+    with pytest.raises(PrunedError, match="a test"):
+        repo.restore(commits[0])
+    assert_restores(repo.restore(), 2)
+    assert repo.fsck().ok
+
+
+def test_pruning_again_finishes_what_was_interrupted(repo, monkeypatch):
+    first = repo.commit(tree(0))
+    repo.commit(tree(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(repo.store, "delete", lambda keys: (_ for _ in ()).throw(StorageError("off")))
+        with pytest.raises(StorageError):
+            repo.prune([first], "a test")
+    assert len(repo.prune([first], "a test").collected.objects) == 2
+    assert repo.fsck().ok
+
+
+def test_another_process_may_branch_between_prunes(url):
+    """What one pruner remembers must not hide what another process has done since."""
+    ours, theirs = vcjax.Repository.init(url), vcjax.Repository.open(url)
+    first = ours.commit(tree(0))
+    ours.commit(tree(1))
+    ours.commit(tree(2))
+    ours.prune(["HEAD~1"], "a test")
+    theirs.branch("side", at=first)
+    theirs.commit({**tree(0), "inline": 5}, branch="side")
+    theirs.branch("gone", at=first)
+    theirs.commit({**tree(0), "inline": 6}, branch="gone")
+    theirs.delete_branch("gone")
+    assert not ours.prune([first], "a test").collected.objects
+    theirs.delete_branch("side")
+    ours.prune([first], "a test")
+    np.testing.assert_array_equal(ours.restore("side@{1}")["own"], tree(0)["own"])
+    assert ours.fsck().ok
+
+
+def test_pruned_by_another_process(url):
+    ours, theirs = vcjax.Repository.init(url), vcjax.Repository.open(url)
+    for value in (0, 1, 0, 1):
+        ours.commit({**tree(value), "inline": secrets.randbits(32)})
+    ours.prune(["HEAD~1"], "a test")  # its objects are those of HEAD~3, which keeps them
+    assert_restores({**ours.restore("HEAD~3"), "inline": tree(0)["inline"]}, 0)
+    theirs.prune(["HEAD~3"], "a test")
+    ours.commit({**tree(2)})
+    report = ours.prune(["HEAD~1", "HEAD~3"], "a test")
+    assert len(report.collected.objects) == 2
+    assert ours.fsck().ok
+
+
+@pytest.mark.parametrize("many", [20, 60])
+def test_a_save_reads_no_more_when_there_are_more_steps(many, monkeypatch):
+    manager = vcjax.CheckpointManager(place(), Options(max_to_keep=3))
+    for step in range(many):
+        manager.save(step, tree(step))
+    read, read_versioned = manager.repo.store.read_many, manager.repo.store.read_versioned
+    keys = []
+
+    def counted(names):
+        keys.extend(names)
+        return read(names)
+
+    def counted_one(name):
+        keys.append(name)
+        return read_versioned(name)
+
+    monkeypatch.setattr(manager.repo.store, "read_many", counted)
+    monkeypatch.setattr(manager.repo.store, "read_versioned", counted_one)
+    manager.save(many, tree(many))
+    assert len(keys) < 40
+    assert sum(key.startswith("log/") for key in keys) <= 1
+    assert sum(key.startswith("commits/") for key in keys) == 0
+
+
+class PruningMachine(RuleBasedStateMachine):
+    """Commits, branches, undo and pruning by two repository objects on one place."""
+
+    def __init__(self):
+        super().__init__()
+        url = place()
+        self.repos = [vcjax.Repository.init(url), vcjax.Repository.open(url)]
+        self.values = {}  # digest -> tree
+        self.pruned = set()
+
+    def head(self):
+        return self.repos[0].head.branch
+
+    def unborn(self):
+        return self.head() not in self.repos[0].branches
+
+    @rule(who=st.integers(0, 1), p=st.integers(0, 2), q=st.integers(0, 2), chunk=st.integers(0, 4))
+    def commit(self, who, p, q, chunk):
+        array = np.zeros((3, 1 << 18), np.float32)  # three chunks: differences to a base
+        array[min(chunk, 2)] = chunk
+        content = {"p": np.full(2_000, p), "q": np.full(20_000, q), "r": array}
+        repo = self.repos[who]
+        repo.refresh()
+        digest = repo.commit(content).digest
+        self.values[digest] = content
+
+    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"), back=st.integers(0, 3))
+    def branch(self, who, name, back):
+        if not self.unborn():
+            log = list(self.repos[who].log())
+            self.repos[who].branch(name, log[min(back, len(log) - 1)], force=True)
+
+    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"))
+    def switch(self, who, name):
+        if name in self.repos[who].branches:
+            self.repos[who].switch(name)
+
+    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"))
+    def delete_branch(self, who, name):
+        if name in self.repos[who].branches and name != self.head():
+            self.repos[who].delete_branch(name)
+
+    @precondition(lambda self: not self.unborn())
+    @rule(who=st.integers(0, 1))
+    def undo(self, who):
+        self.repos[who].undo()
+
+    @precondition(lambda self: self.values)
+    @rule(who=st.integers(0, 1), data=st.data())
+    def prune(self, who, data):
+        chosen = data.draw(st.lists(st.sampled_from(sorted(self.values)), max_size=3))
+        refs = {*self.repos[who].branches.values()}
+        report = self.repos[who].prune(chosen, "a test")
+        assert set(report.commits) == set(chosen) - refs
+        assert set(report.spared) == set(chosen) & refs
+        self.pruned |= set(report.commits)
+
+    @rule(who=st.integers(0, 1))
+    def gc(self, who):
+        self.repos[who].gc(force=True)
+
+    @invariant()
+    def the_unpruned_restore(self):
+        for digest, content in self.values.items():
+            if digest not in self.pruned:
+                restored = self.repos[0].restore(digest)
+                for name, array in content.items():
+                    np.testing.assert_array_equal(restored[name], array)
+
+    @invariant()
+    def all_is_well(self):
+        report = self.repos[0].fsck()
+        assert report.ok, report.problems
+
+
+TestPruning = PruningMachine.TestCase
+TestPruning.settings = settings(
+    max_examples=20,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+# -- failures ------------------------------------------------------------------
+
+
+def failing(error):
+    def write(leaves, known):
+        raise error
+
+    return write
+
+
+def test_a_failed_background_save_says_which(monkeypatch):
+    options = Options(enable_async_checkpointing=True)
+    with vcjax.CheckpointManager(place(), options) as manager:
+        manager.save(0, tree(0))
+        manager.wait_until_finished()
+        full = StorageError("the disk is full", hint="free space")
+        with monkeypatch.context() as patch:
+            patch.setattr(manager.repo.objects, "write", failing(full))
+            manager.save(1, tree(1))
+            with pytest.raises(StorageError) as caught:
+                manager.save(2, tree(2))
+        text = "step 1, saved in the background, failed: the disk is full; step 2 was not saved"
+        assert caught.value.message == text
+        assert caught.value.hint == "free space"
+        assert caught.value.__cause__ is full
+        assert manager.all_steps() == [0]
+        assert manager.save(2, tree(2))
+        assert manager.all_steps() == [0, 2]
+
+
+def test_a_foreign_error_keeps_its_type(monkeypatch):
+    options = Options(enable_async_checkpointing=True)
+    with vcjax.CheckpointManager(place(), options) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(manager.repo.objects, "write", failing(MemoryError("no room")))
+            manager.save(1, tree(1))
+            with pytest.raises(MemoryError, match="no room") as caught:
+                manager.save(2, tree(2))
+        note = "step 1, saved in the background, failed; step 2 was not saved"
+        assert caught.value.__notes__ == [note]
+        manager.wait_until_finished()
+        assert manager.latest_step() is None
