@@ -124,7 +124,7 @@ class StagedOnPrunedError(VcjaxError):
 class Committer:
     """Moves refs to new commits."""
 
-    def __init__(self, refs: Refs, history: History, objects: ObjectStore):
+    def __init__(self, refs: Refs, history: History, objects: "ObjectStore"):
         self._refs = refs
         self._history = history
         self._objects = objects
