@@ -206,3 +206,8 @@ def test_float_nans_of_every_payload_reach_the_digest():
     digests = tree_digests([jnp.asarray(quiet), jnp.asarray(other)], backend="device")
     assert digests == tree_digests([quiet, other])
     assert digests["0"] != digests["1"]
+
+
+def test_examples_in_docstrings_are_right():
+    assert tree_digests({"w": jnp.zeros(3)})["w"].startswith("5338da9cd8d2f175")
+    assert "5338da9cd8d2f175" in str(tree_digests.__doc__)

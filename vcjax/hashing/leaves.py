@@ -101,7 +101,7 @@ def tree_digests(tree_: Any, *, backend: Backend | None = None) -> dict[str, str
 
     Example:
         >>> tree_digests({"w": jnp.zeros(3)})["w"][:16]
-        '5f1ccb2e3ba4aa31'
+        '5338da9cd8d2f175'
     """
     leaves = tree.leaf_dict(tree.flatten(tree_))
     digests = digest_leaves(leaves, backend=backend)
