@@ -3,6 +3,7 @@
 import itertools
 import math
 import secrets
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,10 @@ def assert_restores(restored, value):
 
 def loss(metrics):
     return metrics["loss"]
+
+
+def no_number(metrics) -> Any:
+    return None
 
 
 def place():
@@ -94,7 +99,7 @@ def test_a_best_fn_that_fails_commits_nothing():
 
 
 def test_a_best_fn_without_a_number_commits_nothing():
-    with vcjax.CheckpointManager(place(), Options(best_fn=lambda metrics: None)) as manager:
+    with vcjax.CheckpointManager(place(), Options(best_fn=no_number)) as manager:
         with pytest.raises(VcjaxError, match="step 0"):
             manager.save(0, tree(0), metrics={"loss": 1.0})
         assert not manager.all_steps()
