@@ -88,14 +88,14 @@ def test_task_arithmetic(xs: list[Array], base: Array) -> None:
 
 
 def check_ties(
-    xs: list[Array], base: Array, density: float, weights: list[float], **options: Any
+    xs: list[Array], base: Array, fraction: float, weights: list[float], **options: Any
 ) -> None:
     """`options` are those of `ties`; a density in them is the same number, traced."""
-    given = {"density": density, "normalize": True, "rounding": "ceil"} | options
+    given = {"density": fraction, "normalize": True, "rounding": "ceil"} | options
     if given["rounding"] == "ceil":
-        k = int(np.ceil(density * base.size - 1e-9))
+        k = int(np.ceil(fraction * base.size - 1e-9))
     else:
-        k = int(density * base.size)
+        k = int(fraction * base.size)
     deltas = [(x - base) * top((x - base).astype(np.float32), k) for x in xs]
     expected = base + 0.7 * elect(deltas, weights, given["normalize"])
     agree(run(merging.ties(scale=0.7, **given), xs, base, weights=weights), expected)
