@@ -226,7 +226,7 @@ def index_of(mask: jax.Array, number: jax.Array) -> jax.Array:
     *rows, width = mask.shape
     row, before = locate(jnp.sum(mask, axis=-1, dtype=jnp.int32).reshape(-1), number)
     # Sliced axis by axis, as flattening a sharded leaf would gather it.
-    place = (*jnp.unravel_index(row, rows), 0)
+    place = tuple(axis.astype(jnp.int32) for axis in (*jnp.unravel_index(row, rows), row * 0))
     line = lax.dynamic_slice(mask, place, (*(1,) * len(rows), width)).reshape(width)
     column, _ = locate(line.astype(jnp.int32), number - before)
     return (row * width + column).astype(jnp.uint32)
