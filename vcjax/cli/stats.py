@@ -125,8 +125,14 @@ def _lines(storage: Storage) -> list[Line]:
         line(),
         line(f"{storage.commits:,} commits with {storage.leaves:,} leaves: {logical} in full"),
         line(f"{storage.distinct_leaves:,} of these leaves are distinct: {distinct}"),
-        line(f"full copies would take {storage.ratio:.1f} times as much as is stored"),
+        line(_comparison(storage)),
     ]
+
+
+def _comparison(storage: Storage) -> str:
+    if storage.ratio < 1:
+        return "that is less than what commits, refs and settings take besides"
+    return f"full copies would take {storage.ratio:.1f} times as much as is stored"
 
 
 COMMAND = Command(

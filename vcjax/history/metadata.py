@@ -14,14 +14,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def checked_metadata(value: Any, where: str = "metadata") -> Any:
+MAX_DEPTH = 64
+"""How many levels metadata may be nested; parsers of JSON have limits too."""
+
+
+def checked_metadata(value: Any, where: str = "metadata", depth: int = 0) -> Any:
     """A copy of `value` that consists of JSON's types alone, its keys sorted.
 
     Tuples become lists, NumPy and JAX scalars numbers.
 
+    Args:
+        value: the metadata.
+        where: what an error calls it.
+        depth: how many levels above `value` there are.
+
     Raises:
         VcjaxError: something that JSON cannot hold; the message says where.
     """
+    if depth > MAX_DEPTH:
+        raise VcjaxError(
+            f"{where} is nested more than {MAX_DEPTH} levels deep",
+            hint="put what is this large into the tree, or into a file of its own",
+        )
     value = _plain(value)
     if value is None or isinstance(value, bool | str | float):
         return value
@@ -36,9 +50,14 @@ def checked_metadata(value: Any, where: str = "metadata") -> Any:
                     f"{where} has the key {key!r}, which is not a string",
                     hint="metadata holds what JSON holds: string keys only",
                 )
-        return {key: checked_metadata(value[key], f"{where}[{key!r}]") for key in sorted(value)}
+        return {
+            key: checked_metadata(value[key], f"{where}[{key!r}]", depth + 1)
+            for key in sorted(value)
+        }
     if isinstance(value, list | tuple):
-        return [checked_metadata(child, f"{where}[{i}]") for i, child in enumerate(value)]
+        return [
+            checked_metadata(child, f"{where}[{i}]", depth + 1) for i, child in enumerate(value)
+        ]
     raise VcjaxError(
         f"{where} is a {type(value).__name__}, which JSON cannot hold",
         hint="metadata holds None, bool, int, float, str, lists and dicts; put arrays in the tree",

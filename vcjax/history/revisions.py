@@ -48,6 +48,11 @@ class Resolver:
         Raises:
             RevisionError: it names none, or more than one.
         """
+        if not isinstance(revision, str):
+            raise RevisionError(
+                f"{revision!r} is not a revision but {type(revision).__name__}",
+                hint="a revision is text: 'main', 'HEAD~2', 'step:5' for step 5",
+            )
         match = _REVISION.fullmatch(revision)
         if match is None:
             raise self._unknown(revision)

@@ -34,15 +34,34 @@ def path_of(keys: Any) -> str:
 
 
 def by_path(tree: Tree) -> dict[str, Any]:
-    """`{leaf path: leaf}` of a tree, or of a dict that already is that."""
-    return {path_of(keys): x for keys, x in jax.tree_util.tree_flatten_with_path(tree)[0]}
+    """`{leaf path: leaf}` of a tree, or of a dict that already is that.
+
+    Raises:
+        TreeError: two leaves have the same path.
+    """
+    leaves: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        path = path_of(keys)
+        if path in leaves:
+            raise errors.TreeError(
+                f"two leaves have the path {path!r}",
+                path=path,
+                hint="rename one: a merge tells leaves apart by their paths",
+            )
+        leaves[path] = leaf
+    return leaves
+
+
+def is_wide(leaf: Any) -> bool:
+    """Whether JAX without x64 would cut a leaf's numbers to 32 bits."""
+    return getattr(leaf, "dtype", None) in (np.float64, np.complex128)
 
 
 def aligned(trees: list[Tree]) -> tuple[list[str], list[list[Any]], Any]:
     """Leaf paths, per path the N leaves, and the structure of the first tree."""
-    first, treedef = jax.tree_util.tree_flatten_with_path(trees[0])
-    paths = [path_of(keys) for keys, _ in first]
-    columns = [[leaf] for _, leaf in first]
+    first, treedef = by_path(trees[0]), jax.tree.structure(trees[0])
+    paths = list(first)
+    columns = [[leaf] for leaf in first.values()]
     for number, tree in enumerate(trees[1:], start=2):
         for column, leaf in zip(
             columns, matched(paths, columns, tree, f"model {number}"), strict=True
@@ -103,7 +122,8 @@ def check_inputs(
     fewest, most = method.models
     if n < fewest or (most is not None and n > most):
         limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        raise errors.MergeError(f"{method.name} takes {limit} models, {n} were given")
+        models = "model" if fewest == 1 else "models"
+        raise errors.MergeError(f"{method.name} takes {limit} {models}; {n} given")
     if method.needs_base and not base:
         raise errors.MergeError(f"{method.name} needs the base model", hint="give base=")
     if method.random and key is None:

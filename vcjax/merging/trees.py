@@ -18,6 +18,7 @@ from vcjax.merging.inputs import (
     check_globs,
     check_inputs,
     is_mergeable,
+    is_wide,
     leaf_statistics,
     leaf_view,
     leaf_weights,
@@ -39,7 +40,8 @@ def merge(
     """Merges PyTrees of the same structure and shapes. Pure; may be jitted and vmapped.
 
     Floating point and complex leaves are merged: computed in float32 (float64 if
-    any input is), rounded once to the dtype of the first model. All other leaves
+    any input is, also while `jax_enable_x64` is off, unless under `jit`, where JAX
+    cuts them to 32 bits itself), rounded once to the dtype of the first model. All other leaves
     (integers, booleans, PRNG keys, strings) are not averaged but taken from the
     first model, as a step counter or a key has no mean. A NaN of any model stays
     a NaN of the result.
@@ -70,6 +72,23 @@ def merge(
     """
     method = average() if method is None else method
     trees = list(trees)
+    leaves = jax.tree.leaves([trees, base])
+    if any(map(is_wide, leaves)) and not any(isinstance(x, jax.core.Tracer) for x in leaves):
+        with jax.enable_x64(True):
+            return _merge(trees, method, base, weights, statistics, key, dtype)
+    return _merge(trees, method, base, weights, statistics, key, dtype)
+
+
+def _merge(
+    trees: list[Tree],
+    method: MergeMethod,
+    base: Tree,
+    weights: Any,
+    statistics: Sequence[Any] | None,
+    key: Any,
+    dtype: Any,
+) -> Tree:
+    """`merge`, with as many bits as JAX is told to use."""
     if base is not None and method.models == (2, 2) and not method.needs_base and len(trees) == 1:
         trees, base = [base, *trees], None  # mergekit's form: the base is the first of two
     check_inputs(method, len(trees), base is not None, weights, statistics, key)

@@ -47,10 +47,10 @@ class Settings:
         try:
             body = json.loads(data)
             version = body["format"]
-            known = version == FORMAT_VERSION
-            if (known or "check" in body) and body["check"] != checksum(body):
-                raise ValueError("it does not have its checksum")
-            if known:
+            # Of a later version neither the members nor the rule of the checksum are known.
+            if version == FORMAT_VERSION:
+                if body["check"] != checksum(body):
+                    raise ValueError("it does not have its checksum")
                 return cls(compress=bool(body["settings"]["compress"]))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             usual = cls().encode().decode()
