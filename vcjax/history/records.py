@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -85,9 +85,28 @@ class History:
         """Stores a commit; gives it back with its digest."""
         digest, data = commit.encode()
         self._store.write(commit_key(digest), data)
-        written = replace(commit, digest=digest)
-        self._commits[digest] = written
-        return written
+        return self._remember(commit, digest)
+
+    def write(self, manifest: Manifest, describe: Callable[[Manifest], Commit]) -> Commit:
+        """Stores a manifest and a commit of it, both at once; the commit with its digest.
+
+        Args:
+            manifest: the tree.
+            describe: gives the commit of the manifest, whose digest is known by then.
+        """
+        manifest_digest, manifest_data = manifest.encode()
+        named = replace(manifest, digest=manifest_digest)
+        commit = describe(named)
+        digest, data = commit.encode()
+        self._store.write_many(
+            [(manifest_key(manifest_digest), manifest_data), (commit_key(digest), data)]
+        )
+        self._keep(named)
+        return self._remember(commit, digest)
+
+    def _remember(self, commit: Commit, digest: str) -> Commit:
+        self._commits[digest] = replace(commit, digest=digest)
+        return self._commits[digest]
 
     def find_prefix(self, prefix: str) -> list[str]:
         """Digests of all commits that begin with `prefix` (2 or more hex digits)."""

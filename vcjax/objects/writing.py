@@ -1,9 +1,11 @@
 """Writing leaves: as leaf objects (dense, or relative to a base) and in packs."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ class StagedLeaf:
     digest: LeafDigest
     predecessor: LeafEntry | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Its leaf digest, hexadecimal."""
         return self.digest.leaf.hex()
@@ -50,10 +52,10 @@ class StagedLeaf:
         """Its dtype, shape and home."""
         return self.leaf.spec
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of its canonical bytes."""
-        return int(np.prod(self.spec.shape, dtype=np.int64)) * itemsize(self.spec.dtype)
+        return math.prod(self.spec.shape) * itemsize(self.spec.dtype)
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,8 @@ def _regions(
     width = itemsize(spec.dtype)
     runs = chunk_runs(spec.shape, width, own)
     regions = [chunk_slices(spec.shape, width, first, last) for first, last in runs]
-    sizes = [np.prod([r.stop - r.start for r in region], dtype=np.int64) for region in regions]
-    return regions, int(sum(sizes)) * width
+    sizes = [math.prod(axis.stop - axis.start for axis in region) for region in regions]
+    return regions, sum(sizes) * width
 
 
 def _folders(key: str, spec: LeafSpec, own: Sequence[int] | None) -> tuple[str, ...]:

@@ -131,10 +131,10 @@ class Committer:
 
     def record(self, change: Change, parents: tuple[str, ...]) -> Commit:
         """Stores the commit object of a change; moves no ref."""
-        manifest = self._history.write_manifest(change.manifest)
         generations = [self._history.commit(parent).generation for parent in parents]
-        return self._history.write_commit(
-            Commit(
+        return self._history.write(
+            change.manifest,
+            lambda manifest: Commit(
                 manifest=manifest.digest,
                 tree=manifest.tree_digest,
                 parents=parents,
@@ -147,7 +147,7 @@ class Committer:
                 generation=1 + max(generations, default=0),
                 leaves=len(manifest.leaves),
                 nbytes=manifest.nbytes,
-            )
+            ),
         )
 
     def publish(self, name: str, change: Change, base: Base) -> Commit:
