@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,24 +36,30 @@ class ObjectStore:
         self.compress = compress
 
     def write(
-        self, leaves: Iterable[StagedLeaf], known: Mapping[str, LeafEntry]
+        self,
+        leaves: Iterable[StagedLeaf],
+        known: Mapping[str, LeafEntry],
+        in_flight: int | None = None,
     ) -> list[LeafEntry]:
         """Stores the leaves that are new and says where each one is.
 
         Args:
             leaves: what is to be stored; may hold equal ones. Drawn one by one, so
-                that leaves are digested while earlier ones are being written.
+                that leaves are digested while earlier ones are being written, and
+                not kept: only small ones are, which share a pack.
             known: {leaf digest: entry} of what is stored and referenced already.
+            in_flight: how many bytes may be on their way at once; a larger leaf
+                is so alone. `IN_FLIGHT_BYTES` by default.
 
         Returns:
             One entry per leaf, in order. Durable once the store was synced.
         """
-        staged: list[StagedLeaf] = []
+        entries: list[LeafEntry] = []
         small: dict[str, StagedLeaf] = {}
-        writer = ArrayWriter(self.store, self.compress)
+        writer = ArrayWriter(self.store, self.compress, in_flight or IN_FLIGHT_BYTES)
         seen: set[str] = set()
         for leaf in leaves:
-            staged.append(leaf)
+            entries.append(writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known))
             if leaf.name in known or leaf.name in seen or leaf.nbytes <= INLINE_BYTES:
                 continue
             seen.add(leaf.name)
@@ -63,7 +70,8 @@ class ObjectStore:
         places = writer.write_pack(list(small.values())) if small else {}
         writer.finish()
         return [
-            writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known, places) for leaf in staged
+            replace(entry, packed=places[entry.digest]) if entry.digest in places else entry
+            for entry in entries
         ]
 
     def hold(self, entries: Sequence[LeafEntry]) -> bool:

@@ -71,9 +71,10 @@ class _Flight:
 class ArrayWriter:
     """Writes the chunks of many arrays, then their headers: a header is the commit point."""
 
-    def __init__(self, store: Store, compress: bool):
+    def __init__(self, store: Store, compress: bool, in_flight: int = IN_FLIGHT_BYTES):
         self._store = store
         self._compress = compress
+        self._limit = in_flight
         self._headers: list[tuple[str, bytes]] = []
         self._flying: deque[_Flight] = deque()
         self._in_flight = 0
@@ -136,7 +137,7 @@ class ArrayWriter:
                 depth=difference.depth,
             )
         regions, nbytes = _regions(spec, own, leaf.nbytes)
-        while self._flying and self._in_flight + nbytes > IN_FLIGHT_BYTES:
+        while self._flying and self._in_flight + nbytes > self._limit:
             self._land()
         folder = header.array_key(key)
         with array_errors(self._store, key, writing=True):
@@ -251,13 +252,12 @@ def entry_of(
     leaf: StagedLeaf,
     inline: bool,
     known: Mapping[str, LeafEntry],
-    places: Mapping[str, Packed],
 ) -> LeafEntry:
-    """What the manifest says of a leaf that was stored."""
+    """What the manifest says of a leaf that is stored; where in a pack it lies is told later."""
     if leaf.name in known:
         return replace(known[leaf.name], spec=leaf.spec)
     if inline:
         content = tree.canonical(leaf.leaf).tobytes()
         return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
     chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
-    return LeafEntry(leaf.spec, leaf.name, chunks, packed=places.get(leaf.name))
+    return LeafEntry(leaf.spec, leaf.name, chunks)

@@ -22,6 +22,13 @@ MAX_ATTEMPTS = 1000
 """Lost races in a row before giving up; each one means that somebody else succeeded."""
 
 
+LAZY_IN_FLIGHT_BYTES = 8 * 1024 * 1024
+"""How much of a tree of lazy leaves may be on its way to the store, besides the leaf read next.
+
+Two chunks: enough for small leaves to overlap; of large ones a single leaf is.
+"""
+
+
 @dataclass(frozen=True)
 class Change:
     """What a commit records, apart from its place in history.
@@ -89,14 +96,18 @@ def stage(
         objects: where to store them.
         before: the commit that this one follows: what it has is not stored again,
             and its leaves are bases for those that replace them.
-        digests: leaf path and digest of every array leaf, in any order; drawn one
-            by one. Computed here by default.
+        digests: leaf path and digest of every array leaf that is not lazy, in any
+            order; drawn one by one. Computed here by default. Lazy leaves are read,
+            digested and written last, two of them in memory at a time.
     """
     from vcjax.objects import StagedLeaf  # with what it needs, 0.03 s
 
     check_depth(root)
     leaves = tree.leaf_dict(root)
-    arrays = {path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value}
+    lazy = {path: leaf for path, leaf in leaves.items() if tree.is_lazy(leaf)}
+    arrays = {
+        path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value and path not in lazy
+    }
     former = before.leaves if before else {}
     order: list[str] = []
 
@@ -104,8 +115,12 @@ def stage(
         for path, digest in hashing.iter_digests(arrays) if digests is None else digests:
             order.append(path)
             yield StagedLeaf(arrays[path], digest, former.get(path))
+        for path, leaf in lazy.items():
+            order.append(path)
+            yield _loaded(path, leaf, former.get(path))
 
-    written = objects.write(staged(), before.locations if before else {})
+    in_flight = LAZY_IN_FLIGHT_BYTES if lazy else None
+    written = objects.write(staged(), before.locations if before else {}, in_flight)
     entries = dict(zip(order, written, strict=True))
 
     def entry(path: str, leaf: Any) -> LeafEntry:
@@ -115,6 +130,19 @@ def stage(
         return LeafEntry(leaf.spec, digest, inline=encode_value(leaf.data), is_inline=True)
 
     return Manifest(tree.map_leaves(entry, root))
+
+
+def _loaded(path: str, leaf: Any, former: LeafEntry | None) -> "StagedLeaf":
+    """A lazy leaf with its data."""
+    from vcjax.objects import StagedLeaf
+
+    try:
+        here = tree.Leaf(leaf.spec, tree.canonical(leaf))
+    except VcjaxError as error:
+        error.path = error.path or path
+        raise
+    [digest] = hashing.digest_arrays([(leaf.spec.dtype, here.data)])
+    return StagedLeaf(here, digest, former)
 
 
 class StagedOnPrunedError(VcjaxError):

@@ -74,7 +74,8 @@ class Writer(Reader):
         they changed other leaves, the commit is rebased onto theirs.
 
         Args:
-            tree: arrays, PRNG keys and plain values in any containers.
+            tree: arrays, PRNG keys and plain values in any containers. Leaves that
+                are `vcjax.tree.LazyArray`s are read one after the other, and freed.
             message: why.
             branch: the branch to commit to; the current one by default. A new one
                 starts at `HEAD`.
@@ -200,13 +201,13 @@ class Writer(Reader):
         """
         from vcjax import hashing
         from vcjax.repo.committing import stage
-        from vcjax.tree import leaf_dict
+        from vcjax.tree import is_lazy, leaf_dict
 
         base, digested = self._base(name), digested or {}
         rest = {
             path: leaf
             for path, leaf in leaf_dict(root).items()
-            if not leaf.spec.is_value and path not in digested
+            if not leaf.spec.is_value and path not in digested and not is_lazy(leaf)
         }
         while True:
             tip = self._tip_of(name, base)

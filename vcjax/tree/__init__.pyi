@@ -4,6 +4,8 @@ from .dtypes import itemsize as itemsize
 from .dtypes import key_impl as key_impl
 from .dtypes import storage_dtype as storage_dtype
 from .flattening import flatten as flatten
+from .lazy import LazyArray as LazyArray
+from .lazy import is_lazy as is_lazy
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical
 from .leaf import is_remote as is_remote
