@@ -4,8 +4,8 @@
     python scripts/convert.py --repo=run --revision=best:loss --target=best
     python scripts/convert.py --repo=run --revision=step:100 --target=checkpoints --manager
 
-What `vcjax import` and `vcjax export` do, as a script to start from: the steps of a directory become
-commits, leaf by leaf, and a second run goes on where the first was stopped.
+What `vcjax import` and `vcjax export` do, as a script to start from: the steps of a directory
+become commits, leaf by leaf, and a second run goes on where the first was stopped.
 """
 
 import sys

@@ -118,7 +118,8 @@ COMMAND = Command(
     define=define,
     details="DIR is the directory of an Orbax CheckpointManager (or of the v1 API's Checkpointer), "
     "one of its steps, or a single checkpoint. Every step becomes a commit with its metrics and "
-    "metadata; steps that the branch has from there already are skipped, so an import that was "
-    "interrupted is simply repeated. Leaves are read one by one, and equal ones are stored once.\n\n"
+    "metadata; steps that the branch has from there already are skipped, so an "
+    "import that was interrupted is simply repeated. Leaves are read one by one, and equal ones "
+    "are stored once.\n\n"
     "A repository that --repo or VCJAX_REPO names is made if there is none.",
 )
