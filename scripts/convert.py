@@ -50,14 +50,14 @@ def export_commit(url: str, target: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Converts what the flags name."""
-    if len(argv) > 1 or (SOURCE.value is None) == (TARGET.value is None):
-        raise app.UsageError("give --source to import from, or --target to export to")
     return_freed_memory()
     try:
-        if SOURCE.value is not None:
+        if SOURCE.value and not TARGET.value and len(argv) == 1:
             import_steps(SOURCE.value, REPO.value)
-        else:
+        elif TARGET.value and not SOURCE.value and len(argv) == 1:
             export_commit(REPO.value, TARGET.value)
+        else:
+            raise app.UsageError("give --source to import from, or --target to export to")
     except vcjax.VcjaxError as error:
         sys.exit(f"error: {error}")
 

@@ -23,7 +23,7 @@ from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadat
 
 import vcjax
 from vcjax.cli import main
-from vcjax.errors import FormatError, StepExistsError
+from vcjax.errors import FormatError, StepExistsError, TreeError
 from vcjax.orbax.export_writing import run_export
 from vcjax.orbax.exporting import plan_export
 from vcjax.orbax.importing import plan_import, run_import
@@ -386,6 +386,21 @@ def test_a_commit_holds_no_more_than_two_lazy_leaves(repo):
     assert len(held) == 6
     assert max(held) <= 1  # besides the one that is read
     assert float(repo.restore(paths="4")["4"][-1]) == 4
+
+
+def test_lazy_leaves_are_leaves_like_any_other(repo):
+    values = {"inline": np.ones(3), "packed": np.arange(500), "object": np.ones((300, 300))}
+    key = jax.random.key(4)
+    lazy = {name: LazyArray(v.shape, v.dtype, lambda v=v: v) for name, v in values.items()}
+    first = repo.commit({**lazy, "key": key, "n": 3})
+    assert repo.commit({**values, "key": key, "n": 3}).tree == first.tree
+    assert repo.commit_async(lazy).result().leaves == 3
+    np.testing.assert_array_equal(repo.restore()["packed"], np.arange(500))
+    assert {change.status for change in vcjax.diff(lazy, values).changes} == {"unchanged"}
+    liar = LazyArray((4,), np.dtype("float32"), lambda: np.ones(3, np.float32))
+    with pytest.raises(TreeError, match=r"leaf 'a/liar': float32\[3\] was read") as raised:
+        repo.commit({"a": {"liar": liar}})
+    assert raised.value.path == "a/liar"
 
 
 MEMORY = """

@@ -36,10 +36,7 @@ class ObjectStore:
         self.compress = compress
 
     def write(
-        self,
-        leaves: Iterable[StagedLeaf],
-        known: Mapping[str, LeafEntry],
-        in_flight: int | None = None,
+        self, leaves: Iterable[StagedLeaf], known: Mapping[str, LeafEntry]
     ) -> list[LeafEntry]:
         """Stores the leaves that are new and says where each one is.
 
@@ -48,15 +45,13 @@ class ObjectStore:
                 that leaves are digested while earlier ones are being written, and
                 not kept: only small ones are, which share a pack.
             known: {leaf digest: entry} of what is stored and referenced already.
-            in_flight: how many bytes may be on their way at once; a larger leaf
-                is so alone. `IN_FLIGHT_BYTES` by default.
 
         Returns:
             One entry per leaf, in order. Durable once the store was synced.
         """
         entries: list[LeafEntry] = []
         small: dict[str, StagedLeaf] = {}
-        writer = ArrayWriter(self.store, self.compress, in_flight or IN_FLIGHT_BYTES)
+        writer = ArrayWriter(self.store, self.compress)
         seen: set[str] = set()
         for leaf in leaves:
             entries.append(writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known))

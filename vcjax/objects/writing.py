@@ -18,6 +18,7 @@ from vcjax.objects.arrays import ArrayHeader
 from vcjax.objects.layout import (
     DELETION_SECONDS,
     IN_FLIGHT_BYTES,
+    LAZY_IN_FLIGHT_BYTES,
     PACK_ALIGNMENT,
     RELY_SECONDS,
     array_errors,
@@ -36,11 +37,14 @@ class StagedLeaf:
         leaf: spec and data, wherever the data are.
         digest: its identity.
         predecessor: the leaf of the same path in the commit before, if there is one.
+        is_transient: whether the data are there for this alone, and take no memory
+            once they are written.
     """
 
     leaf: "tree.Leaf"
     digest: LeafDigest
     predecessor: LeafEntry | None = None
+    is_transient: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -71,10 +75,9 @@ class _Flight:
 class ArrayWriter:
     """Writes the chunks of many arrays, then their headers: a header is the commit point."""
 
-    def __init__(self, store: Store, compress: bool, in_flight: int = IN_FLIGHT_BYTES):
+    def __init__(self, store: Store, compress: bool):
         self._store = store
         self._compress = compress
-        self._limit = in_flight
         self._headers: list[tuple[str, bytes]] = []
         self._flying: deque[_Flight] = deque()
         self._in_flight = 0
@@ -137,7 +140,8 @@ class ArrayWriter:
                 depth=difference.depth,
             )
         regions, nbytes = _regions(spec, own, leaf.nbytes)
-        while self._flying and self._in_flight + nbytes > self._limit:
+        limit = LAZY_IN_FLIGHT_BYTES if leaf.is_transient else IN_FLIGHT_BYTES
+        while self._flying and self._in_flight + nbytes > limit:
             self._land()
         folder = header.array_key(key)
         with array_errors(self._store, key, writing=True):

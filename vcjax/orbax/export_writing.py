@@ -24,9 +24,9 @@ def run_export(repo: Repository, plan: ExportPlan) -> None:
     """Writes the checkpoint of a plan.
 
     Orbax takes trees in memory: this needs the memory of the tree, and what Orbax
-    takes on top. All is written into a folder beside the target, which is then
-    renamed, so that an interrupted export neither leaves half a checkpoint nor
-    takes away the one it was to replace.
+    takes on top (docs/guides/importing-from-orbax.md has figures). All is written
+    into a folder beside the target, which is then renamed, so that an interrupted
+    export neither leaves half a checkpoint nor takes away the one it was to replace.
 
     Raises:
         CorruptionError: a leaf is damaged or gone.

@@ -22,13 +22,6 @@ MAX_ATTEMPTS = 1000
 """Lost races in a row before giving up; each one means that somebody else succeeded."""
 
 
-LAZY_IN_FLIGHT_BYTES = 8 * 1024 * 1024
-"""How much of a tree of lazy leaves may be on its way to the store, besides the leaf read next.
-
-Two chunks: enough for small leaves to overlap; of large ones a single leaf is.
-"""
-
-
 @dataclass(frozen=True)
 class Change:
     """What a commit records, apart from its place in history.
@@ -119,8 +112,7 @@ def stage(
             order.append(path)
             yield _loaded(path, leaf, former.get(path))
 
-    in_flight = LAZY_IN_FLIGHT_BYTES if lazy else None
-    written = objects.write(staged(), before.locations if before else {}, in_flight)
+    written = objects.write(staged(), before.locations if before else {})
     entries = dict(zip(order, written, strict=True))
 
     def entry(path: str, leaf: Any) -> LeafEntry:
@@ -139,10 +131,11 @@ def _loaded(path: str, leaf: Any, former: LeafEntry | None) -> "StagedLeaf":
     try:
         here = tree.Leaf(leaf.spec, tree.canonical(leaf))
     except VcjaxError as error:
-        error.path = error.path or path
+        if error.path is None:
+            error.path, error.message = path, f"leaf {path!r}: {error.message}"
         raise
     [digest] = hashing.digest_arrays([(leaf.spec.dtype, here.data)])
-    return StagedLeaf(here, digest, former)
+    return StagedLeaf(here, digest, former, is_transient=True)
 
 
 class StagedOnPrunedError(VcjaxError):

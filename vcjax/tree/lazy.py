@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vcjax import errors
 from vcjax.tree import dtypes
 
 
@@ -44,9 +45,10 @@ class LazyArray:
         if array.shape != self.shape or dtypes.dtype_name(array.dtype) != dtypes.dtype_name(
             self.dtype
         ):
-            raise ValueError(
-                f"{array.dtype}{list(array.shape)} was read where "
-                f"{self.dtype}{list(self.shape)} was promised"
+            raise errors.TreeError(
+                f"{array.dtype}{list(array.shape)} was read where a lazy leaf promised "
+                f"{self.dtype}{list(self.shape)}",
+                hint="its source has changed meanwhile",
             )
         return array if dtype is None else array.astype(dtype, copy=False)
 
