@@ -25,7 +25,6 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from absl import app, flags
-
 from suites.measure import MoreThan
 
 ROOT = Path(__file__).resolve().parent.parent
