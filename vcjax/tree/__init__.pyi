@@ -2,8 +2,10 @@ from .dtypes import dtype_name as dtype_name
 from .dtypes import is_inexact as is_inexact
 from .dtypes import itemsize as itemsize
 from .dtypes import key_impl as key_impl
+from .dtypes import rank as rank
 from .dtypes import storage_dtype as storage_dtype
 from .flattening import flatten as flatten
+from .flattening import key_of as key_of
 from .lazy import LazyArray as LazyArray
 from .lazy import is_lazy as is_lazy
 from .leaf import Leaf as Leaf
@@ -11,6 +13,7 @@ from .leaf import canonical as canonical
 from .leaf import is_remote as is_remote
 from .leaf import make_leaf as make_leaf
 from .matching import check as check
+from .matching import target_spec as target_spec
 from .placing import place as place
 from .spec import NODE_KINDS as NODE_KINDS
 from .spec import Home as Home

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import vcjax
 from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
-from vcjax.orbax.options import ranked
+from vcjax.orbax.policies import ranked
 
 Options = vcjax.CheckpointManagerOptions
 
@@ -65,8 +65,8 @@ def test_nan_ranks_last(values, mode):
         assert set(manager.all_steps()) == expected
         for step in manager.all_steps():
             assert manager.restore(step)["w"][0] == step
-        steps = list(manager._steps.values())
-        assert ranked(steps, options)[0].step == best
+        steps = list(manager._checkpoints)
+        assert ranked(steps, options.best_mode == "min")[0].step == best
         again = vcjax.CheckpointManager(manager.directory, options)
         assert again.all_steps() == manager.all_steps()
         assert again.best_step() == best
