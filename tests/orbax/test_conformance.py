@@ -271,7 +271,7 @@ def test_item_metadata_describes_without_data(ocp, tmp_path):
         assert abstract["params"]["b"].shape == (3,)
         args = ocp.checkpoint_utils.construct_restore_args(metadata)
         assert args["params"]["w"].restore_type is np.ndarray
-        restored = made.restore(1, args=ocp.args.StandardRestore(metadata))
+        restored = made.restore(1, args=ocp.args.StandardRestore(abstract))
         np.testing.assert_array_equal(restored["params"]["w"], TREE["params"]["w"])
         with pytest.raises(ValueError, match="step"):
             made.item_metadata(None)

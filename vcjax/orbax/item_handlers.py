@@ -124,7 +124,9 @@ class ItemHandlers:
         if name in self._unregistered:
             given = () if item is None and not save else (item,)
             return Positional(given, dict(kwargs))
-        handler = self._registered(name) or ocp.PyTreeCheckpointHandler
+        handler = self._registered(name)
+        if handler is None:
+            handler = ocp.StandardCheckpointHandler if save else ocp.PyTreeCheckpointHandler
         for_save, for_restore = checkpoint_args.get_registered_args_cls(handler)
         if save:
             return for_save(item, **kwargs)

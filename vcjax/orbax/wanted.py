@@ -157,17 +157,16 @@ def adjusted(spec: LeafSpec, target: Any, strict: bool) -> LeafSpec:
         return spec
     if tree.key_impl(spec.dtype) is not None or tree.key_impl(goal.dtype) is not None:
         return spec
-    lossy = tree.rank(spec.dtype) == 3 and tree.rank(goal.dtype) < 3
-    if spec.dtype != goal.dtype and not lossy and not goal.is_value:
-        home = "numpy" if spec.is_value else spec.home
-        spec = replace(spec, dtype=goal.dtype, home=home)
-    elif goal.is_value and not spec.is_value and not lossy and spec.shape == ():
-        spec = replace(spec, dtype=_dtype(goal).name)
-    elif goal.is_value and spec.is_value and not lossy:
-        spec = replace(spec, dtype=goal.dtype)
-    if not strict and not goal.is_value and len(spec.shape) == len(goal.shape):
-        spec = replace(spec, shape=goal.shape)
-    return spec
+    if tree.rank(spec.dtype) == 3 and tree.rank(goal.dtype) < 3:
+        return spec  # the imaginary parts would be lost
+    padded = not strict and len(spec.shape) == len(goal.shape)
+    if spec.shape != goal.shape and not padded:
+        return spec  # the error is to tell what is stored
+    if goal.is_value:
+        dtype = goal.dtype if spec.is_value else _dtype(goal).name
+        return replace(spec, dtype=dtype)
+    home = "numpy" if spec.is_value and spec.dtype != goal.dtype else spec.home
+    return replace(spec, dtype=goal.dtype, shape=goal.shape, home=home)
 
 
 def fit(leaf: Leaf, spec: LeafSpec) -> Leaf:
