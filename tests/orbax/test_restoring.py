@@ -12,7 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vcjax.errors import StructureError, VcjaxError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
+pytestmark = [  # of Orbax
+    pytest.mark.filterwarnings("ignore:Sharding info not provided"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 TREE = {
     "a": {"w": np.arange(16, dtype=np.float32).reshape(8, 2), "b": np.arange(4.0)},
@@ -223,7 +226,7 @@ def test_shardings_come_back_and_can_be_changed(ocp, tmp_path, shape):
         as_saved = made.restore(0, args=ocp.args.StandardRestore(structs))
         assert as_saved["c"].sharding == tree["c"].sharding
         args = ocp.checkpoint_utils.construct_restore_args(
-            structs, jax.tree.map(lambda m: m.sharding.to_jax_sharding(), metadata)
+            structs, jax.tree.map(lambda m: m.sharding.to_jax_sharding(), metadata.tree)
         )
         assert args["a"]["w"].sharding == sharded(2)
         target = jax.tree.map(struct, tree)

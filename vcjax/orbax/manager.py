@@ -131,7 +131,9 @@ class CheckpointManager(StepReader):
         Args:
             step: number of the step, from 0.
             items: a PyTree, or {item name: object} for a manager of items; instead of `args`.
-            save_kwargs: Orbax's oldest form of further arguments.
+            save_kwargs: Orbax's oldest form of further arguments, for managers that were
+                given handlers or checkpointers; for others a third positional argument is
+                the metrics.
             metrics: {name: number}, or whatever JSON can hold; without any the step has no
                 rank.
             force: save although the policy, or a later step, says otherwise.
@@ -155,6 +157,8 @@ class CheckpointManager(StepReader):
         began = time.time()
         step = checked_step(step)
         self._check_arguments(items, args)
+        if save_kwargs and metrics is None and not self._handlers.are_given:
+            save_kwargs, metrics = None, save_kwargs
         if overwrite is None:
             overwrite = added(self._options, "overwrite")
         if self._options.read_only or not (force or overwrite or self.should_save(step)):
