@@ -39,7 +39,7 @@ def test_a_flipped_bit_is_found(ours, tmp_path):
         path.write_bytes(bytes(data))
         with manager(ours, tmp_path) as made:
             for args in (None, ours.args.StandardRestore(tree)):
-                with pytest.raises(CorruptionError, match="big|small"):
+                with pytest.raises(CorruptionError, match=r"big|small"):
                     made.restore(0, args=args)
         path.write_bytes(good)
     with manager(ours, tmp_path) as made:

@@ -40,7 +40,7 @@ def test_standard(ocp, tmp_path):
         assert_same(checkpointer.restore(path), {"w": np.zeros(2)})
         with pytest.raises(FileNotFoundError):
             checkpointer.restore(tmp_path / "nothing")
-        with pytest.raises(ValueError, match="match|fit"):
+        with pytest.raises(ValueError, match=r"match|fit"):
             checkpointer.restore(path, {"w": np.zeros(3), "c": np.zeros(1)})
 
 

@@ -124,7 +124,7 @@ def test_exclusive_arguments_of_the_constructor(ocp, tmp_path):
         {"item_names": ("a",), "handler_registry": registry},
         {"item_handlers": {"a": handler}, "handler_registry": registry},
     ):
-        with pytest.raises(ValueError, match="together|exclusive|can not be used"):
+        with pytest.raises(ValueError, match=r"together|exclusive|can not be used"):
             ocp.CheckpointManager(tmp_path, **arguments)
     policy = ocp.checkpoint_managers.LatestN(2)
     with pytest.raises(ValueError, match="exclu"):

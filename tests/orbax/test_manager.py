@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import vcjax
-from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
+from vcjax.errors import ConflictError, PrunedError, StepExistsError, StorageError, VcjaxError
 from vcjax.orbax.policies import ranked
 
 
@@ -395,6 +395,42 @@ def test_a_save_reads_no_more_when_there_are_more_steps(many, monkeypatch):
     assert len(keys) < 40
     assert sum(key.startswith("log/") for key in keys) <= 1
     assert sum(key.startswith("commits/") for key in keys) == 0
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_commit_does_not_count_on_what_a_pruned_tip_had(repo, background):
+    """Undo leads back to a commit whose data are gone; the next one stores them anew."""
+    repo.commit(tree(0))
+    repo.commit({**tree(1), "fixed": np.zeros(9)})
+    repo.prune(["HEAD~1"], "a test")
+    repo.undo()
+    if background:
+        repo.commit_async(tree(0)).result()
+    else:
+        repo.commit(tree(0))
+    assert_restores(repo.restore(), 0)
+    assert repo.fsck().ok
+
+
+def test_a_commit_that_is_overtaken_by_a_pruned_tip(repo, monkeypatch):
+    first = repo.commit(tree(0))
+    repo.commit(tree(1))
+    repo.prune([first], "a test")
+    hold = repo._committer.publish
+
+    def overtaken(*args):
+        monkeypatch.undo()
+        repo.branch("main", at=first, force=True)
+        return hold(*args)
+
+    monkeypatch.setattr(repo._committer, "publish", overtaken)
+    repo.refresh()
+    with pytest.raises(ConflictError, match="whose data are gone: pruned on .* by a test"):
+        repo.commit({**tree(1), "own": tree(0)["own"]})
+    repo.refresh()
+    repo.commit(tree(0))
+    assert_restores(repo.restore(), 0)
+    assert repo.fsck().ok
 
 
 class PruningMachine(RuleBasedStateMachine):

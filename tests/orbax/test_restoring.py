@@ -89,7 +89,7 @@ def test_shapes_that_differ(saved):
     }
     target = jax.tree.map(lambda x: struct(x, sharding=sharded(1)), target)
     target["a"]["w"] = struct(np.zeros((6, 3), np.float32), sharding=sharded(2))
-    with pytest.raises(ValueError, match="shape|fit"):
+    with pytest.raises(ValueError, match=r"shape|fit"):
         restore("s", ocp.args.StandardRestore(target))
     restored = restore("s", ocp.args.StandardRestore(target, strict=False))
     expected = np.zeros((6, 3), np.float32)
@@ -106,7 +106,7 @@ def test_missing_and_extra_keys_raise(saved):
         {"a": {"w": TREE["a"]["w"]}, "c": TREE["c"]},
     ):
         for name, args in (("s", ocp.args.StandardRestore), ("p", ocp.args.PyTreeRestore)):
-            with pytest.raises(ValueError, match="new|b|c"):
+            with pytest.raises(ValueError, match=r"new|b|c"):
                 restore(name, args(target))
 
 
@@ -132,7 +132,7 @@ def test_global_shapes(saved):
     ocp, restore = saved
     args = jax.tree.map(lambda _: ocp.RestoreArgs(), TREE)
     args["a"]["b"] = ocp.ArrayRestoreArgs(sharding=sharded(1), global_shape=(6,))
-    with pytest.raises(ValueError, match="shape|fit"):
+    with pytest.raises(ValueError, match=r"shape|fit"):
         restore("p", ocp.args.PyTreeRestore(restore_args=args))
     args["a"]["b"] = ocp.ArrayRestoreArgs(sharding=sharded(1), global_shape=(2,), strict=False)
     restored = restore("p", ocp.args.PyTreeRestore(restore_args=args))

@@ -127,10 +127,8 @@ class ItemHandlers:
         handler = self._registered(name)
         if handler is None:
             handler = ocp.StandardCheckpointHandler if save else ocp.PyTreeCheckpointHandler
-        for_save, for_restore = checkpoint_args.get_registered_args_cls(handler)
-        if save:
-            return for_save(item, **kwargs)
-        return for_restore(**kwargs) if item is None else for_restore(item, **kwargs)
+        cls: Any = checkpoint_args.get_registered_args_cls(handler)[not save]
+        return cls(**kwargs) if item is None and not save else cls(item, **kwargs)
 
     def close(self) -> None:
         """Closes the handlers."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint import checkpoint_manager as theirs
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vcjax.errors import StepExistsError, VcjaxError
@@ -23,7 +24,7 @@ from vcjax.orbax.step_reader import StepReader
 from vcjax.orbax.steps import Step, checked_step
 
 
-class StepAlreadyExistsError(StepExistsError, ocp.checkpoint_manager.StepAlreadyExistsError):
+class StepAlreadyExistsError(StepExistsError, theirs.StepAlreadyExistsError):
     """A step was saved already; Orbax's error too."""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from orbax.checkpoint import metadata as ocp_metadata
@@ -73,7 +74,7 @@ def from_target(value: Any, strict: bool = True) -> Wanted:
         sharding = _as_sharding(value.sharding)
         return Wanted(jax.Array, value.dtype, tuple(value.shape), sharding, strict)
     if isinstance(value, jax.ShapeDtypeStruct):
-        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+        if jnp.issubdtype(value.dtype, jax.dtypes.extended):
             return Wanted(target=value)
         kind = None if value.sharding is None else jax.Array
         return Wanted(kind, value.dtype, tuple(value.shape), value.sharding, strict)

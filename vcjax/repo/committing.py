@@ -12,7 +12,7 @@ from vcjax import hashing, merging, tree
 from vcjax.errors import ConflictError, VcjaxError
 from vcjax.hashing import LeafDigest, value_digest
 from vcjax.hashing.digests import encode_value
-from vcjax.history import Commit, History, LeafEntry, Manifest, Ref, Refs
+from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Ref, Refs
 from vcjax.history.manifest import check_depth
 
 if TYPE_CHECKING:
@@ -145,10 +145,11 @@ class StagedOnPrunedError(VcjaxError):
 class Committer:
     """Moves refs to new commits."""
 
-    def __init__(self, refs: Refs, history: History, objects: "ObjectStore"):
+    def __init__(self, refs: Refs, history: History, objects: "ObjectStore", prunings: Prunings):
         self._refs = refs
         self._history = history
         self._objects = objects
+        self._prunings = prunings
 
     def record(self, change: Change, parents: tuple[str, ...]) -> Commit:
         """Stores the commit object of a change; moves no ref."""
@@ -206,9 +207,12 @@ class Committer:
         """Makes sure of the leaves of a manifest that the tip of the branch does not have.
 
         What the tip has cannot be pruned before the tip is replaced, which fails the
-        compare-and-set. Everything else is marked as relied upon.
+        compare-and-set; unless it was pruned before the branch was moved to it.
+        Everything else is marked as relied upon.
         """
-        there = self._history.manifest_of(self._history.commit(tip)).locations
+        there = {}
+        if self._prunings.get(tip) is None:
+            there = self._history.manifest_of(self._history.commit(tip)).locations
         loose = [entry for entry in manifest.locations.values() if entry.digest not in there]
         if not self._objects.hold(loose):
             raise StagedOnPrunedError(
@@ -221,6 +225,11 @@ class Committer:
         tip, before = self._history.commit(ref.commit), base.manifest
         if ref.commit == base.commit and before is not None and before.tree_digest == tip.tree:
             return change
+        if pruning := self._prunings.get(ref.commit):
+            raise ConflictError(
+                f"{ref.short!r} has moved to {ref.commit[:8]}, whose data are gone: {pruning}",
+                hint="`refresh()` and commit again: the commit then follows it as it is",
+            )
         head = self._history.manifest_of(tip)
         plan = merging.plan_merge(
             merging.ABSENT if before is None else before.root,
