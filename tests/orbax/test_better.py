@@ -2,14 +2,16 @@
 
 import collections
 import random
+import secrets
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import vcjax
-from vcjax.errors import CorruptionError, PrunedError, StorageError
+from vcjax.errors import CorruptionError, StorageError
 
 Pair = collections.namedtuple("Pair", ["left", "right"])
 
@@ -129,6 +131,27 @@ def test_a_failed_save_does_not_keep_others_from_being_restored(ours, tmp_path, 
     made.close()
 
 
+def test_a_save_that_takes_too_long_is_an_error(ours, tmp_path, monkeypatch):
+    go = threading.Event()
+    options = {"async_options": ours.options.AsyncOptions(timeout_secs=0.2)}
+    made = manager(ours, tmp_path, enable_async_checkpointing=True, **options)
+    write = made.repo.objects.write
+
+    def slow(leaves, known):
+        assert go.wait(30)
+        return write(leaves, known)
+
+    monkeypatch.setattr(made.repo.objects, "write", slow)
+    made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
+    assert made.is_saving_in_progress()
+    with pytest.raises(TimeoutError, match=r"step 0 is not on disk after 0\.2 seconds"):
+        made.wait_until_finished()
+    go.set()
+    made.close()
+    assert made.all_steps() == [0]
+    assert not made.is_saving_in_progress()
+
+
 def test_a_failed_foreground_save_is_not_listed(ours, tmp_path, monkeypatch):
     with manager(ours, tmp_path) as made:
         with monkeypatch.context() as patch:
@@ -211,131 +234,42 @@ def test_restoring_takes_little_more_than_the_tree(ours, tmp_path):
     assert peak < size * 1.5
 
 
-# -- retention is pruning ------------------------------------------------------
-
-
-def test_a_pruned_step_says_when_and_why(ours, tmp_path):
-    with manager(ours, tmp_path, max_to_keep=1, enable_async_checkpointing=True) as made:
-        for step in range(3):
-            tree = {"w": np.full(50_000, step)}
-            made.save(step, args=ours.args.StandardSave(tree), metrics={"loss": 3 - step})
-        made.wait_until_finished()
-        assert made.all_steps() == [2]
-        log = list(made.repo.log())
-        assert [commit.step for commit in log] == [2, 1, 0]
-        assert [commit.metrics["loss"] for commit in log] == [1, 2, 3]
-        leaves = [key for key in made.repo.store.keys("leaves/") if key.endswith("zarr.json")]
-        assert len(leaves) == 1  # the data are gone
-        assert made.metrics(0) == {"loss": 3}
-        message = r"step 0 \(commit \w+\) has no data any more: pruned on 20.* by max_to_keep=1"
-        for restore in (made.restore, made.item_metadata):
-            with pytest.raises(PrunedError, match=message):
-                restore(0)
-        with pytest.raises(FileNotFoundError):  # as callers of Orbax expect
-            made.restore(0)
-        with pytest.raises(PrunedError, match=message):
-            made.repo.restore("step:0")
+def test_leftovers_of_killed_saves_can_be_cleaned_up(ours, tmp_path, monkeypatch):
     with manager(ours, tmp_path) as made:
-        with pytest.raises(PrunedError, match=message):
-            made.restore(1 - 1)
-        assert made.metrics(1) == {"loss": 2}
-        with pytest.raises(FileNotFoundError, match="no step 9"):
-            made.restore(9)
-        assert made.repo.fsck().ok
-
-
-def test_a_policy_object_is_quoted(ours, tmp_path):
-    policy = ours.checkpoint_managers.EveryNSteps(2)
-    with manager(ours, tmp_path, preservation_policy=policy) as made:
-        for step in range(1, 4):
-            made.save(step, args=ours.args.StandardSave({"w": np.full(9_000, step)}))
-        assert made.all_steps() == [2, 3]
-        with pytest.raises(PrunedError, match=r"by EveryNSteps\(interval_steps=2"):
-            made.restore(1)
-
-
-def test_the_next_save_does_not_wait_for_pruning(ours, tmp_path, monkeypatch):
-    import threading
-
-    go, started = threading.Event(), threading.Event()
-    with manager(ours, tmp_path, max_to_keep=1, enable_async_checkpointing=True) as made:
-        prune = made.repo.prune
-
-        def slow(*args):
-            started.set()
-            assert go.wait(30)
-            return prune(*args)
-
-        monkeypatch.setattr(made.repo, "prune", slow)
-        for step in range(3):
-            made.save(step, args=ours.args.StandardSave({"w": np.full(9_000, step)}))
-        assert started.wait(30)
-        assert made.all_steps() == [2]
-        assert made.restore(2)["w"][0] == 2
-        go.set()
-        made.wait_until_finished()
-        assert made.all_steps() == [2]
-        for step in (0, 1):
-            with pytest.raises(PrunedError):
-                made.restore(step)
-
-
-def test_a_failure_to_prune_is_raised_and_loses_nothing(ours, tmp_path, monkeypatch):
-    with manager(ours, tmp_path, max_to_keep=1, enable_async_checkpointing=True) as made:
-        made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
-        made.wait_until_finished()
+        made.save(0, args=ours.args.StandardSave({"w": np.zeros(50_000)}))
+        before = {path for path in tmp_path.rglob("*") if path.is_file()}
         with monkeypatch.context() as patch:
-            patch.setattr(made.repo, "prune", lambda *args: failing(*args))
-            made.save(1, args=ours.args.StandardSave({"w": np.ones(9_000)}))
-            with pytest.raises(StorageError):
-                made.wait_until_finished()
-        made.reload()
-        assert made.all_steps() == [0, 1]
-        made.save(2, args=ours.args.StandardSave({"w": np.ones(9_000)}))
-        made.wait_until_finished()
+            patch.setattr(made.repo.refs, "set", None)
+            with pytest.raises(TypeError):
+                made.save(1, args=ours.args.StandardSave({"w": np.ones(50_000)}))
+    with manager(ours, tmp_path, cleanup_tmp_directories=True):  # too young to be sure
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} > before
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 48 * 3600)
+    with manager(ours, tmp_path, cleanup_tmp_directories=True) as made:
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert not made.restore(0)["w"].any()
+
+
+def test_a_folder_that_cannot_be_made_is_no_failure(ours, tmp_path):
+    (tmp_path / "0").write_text("in the way")
+    with manager(ours, tmp_path) as made:
+        assert made.save(0, args=ours.args.StandardSave({"w": np.zeros(3)}))
+        made.save(1, args=ours.args.StandardSave({"w": np.zeros(3)}))
+        (tmp_path / "1" / "default" / "mine").write_text("of the user")
+        made.save(2, args=ours.args.StandardSave({"w": np.zeros(3)}))
+        made.delete(1)
+        made.delete(0)
         assert made.all_steps() == [2]
+    assert (tmp_path / "1" / "default" / "mine").exists()
 
 
-def test_tagged_steps_stay(ours, tmp_path):
-    with manager(ours, tmp_path, max_to_keep=1, enable_async_checkpointing=True) as made:
-        for step in range(4):
-            made.save(step, args=ours.args.StandardSave({"w": np.full(9_000, step)}))
-            made.wait_until_finished()
-            if step == 1:
-                made.repo.tag("good")
-        assert made.all_steps() == [1, 3]
-        assert made.restore(1)["w"][0] == 1
-
-
-# -- history -------------------------------------------------------------------
-
-
-def test_steps_are_commits_like_any_other(ours, tmp_path):
-    with manager(ours, tmp_path) as made:
+def test_a_repository_in_memory(ours):
+    url = f"memory://{secrets.token_hex(8)}"
+    with manager(ours, url, max_to_keep=1) as made:
         for step in range(3):
-            tree = {"a": np.zeros(9), "b": np.full(9, step)}
-            metrics = {"eval": {"loss": 1 / (step + 1)}, "note": "x"}
-            made.save(step, args=ours.args.StandardSave(tree), metrics=metrics, message=f"s{step}")
-    repo = vcjax.Repository.open(tmp_path)
-    assert repo.resolve("best:eval/loss").step == 2
-    assert [c.path for c in repo.diff("step:0", "step:2").with_status("changed")] == ["b"]
-    assert repo.resolve("step:1").message == "s1"
-    repo.commit({"a": 1}, "by hand", metadata={"step": 7})
-    repo.commit({"a": 2}, "no step")
-    with manager(ours, tmp_path) as made:
-        assert made.all_steps() == [0, 1, 2, 7]
-        assert made.restore(7) == {"a": 1}
-        assert made.metadata(7).item_handlers["default"].endswith("StandardCheckpointHandler")
-
-
-def test_saves_follow_what_others_commit(ours, tmp_path):
-    a, b = manager(ours, tmp_path), manager(ours, tmp_path)
-    for step in range(4):
-        made = (a, b)[step % 2]
-        made.save(step, args=ours.args.StandardSave({"w": np.full(3, step)}))
-    assert b.all_steps() == [0, 1, 2, 3]
-    assert a.all_steps() == [0, 1, 2]
-    assert [commit.step for commit in a.repo.log()] == [3, 2, 1, 0]
-    a.repo.branch("main", at="HEAD~2", force=True)  # somebody takes two steps back
-    b.save(9, args=ours.args.StandardSave({"w": np.full(3, 9)}))
-    assert b.all_steps() == [0, 1, 9]
+            made.save(step, args=ours.args.StandardSave({"w": np.full(3, step)}))
+        assert made.directory == url
+    with manager(ours, url) as made:
+        assert made.all_steps() == [2]
+        assert made.restore(None)["w"][0] == 2

@@ -174,6 +174,18 @@ def test_background_saves_follow_one_another(ocp, tmp_path):
         assert made.all_steps() == [2, 3]
 
 
+def test_a_callback_after_each_background_save(ocp, tmp_path):
+    called = []
+    asynchronous = ocp.options.AsyncOptions(post_finalization_callback=lambda: called.append(1))
+    options = {"async_options": asynchronous, "enable_async_checkpointing": True}
+    with manager(ocp, tmp_path, **options) as made:
+        for step in range(2):
+            save(ocp, made, step)
+    assert called == [1, 1]
+    with pytest.raises(ValueError, match="post_finalization_callback"):
+        manager(ocp, tmp_path, async_options=asynchronous)
+
+
 # -- listing -------------------------------------------------------------------
 
 
@@ -323,6 +335,33 @@ def test_step_folders_exist_as_paths(ocp, tmp_path):
         assert not (made.directory / "ckpt_0007").exists()
         found = sorted(p.name for p in made.directory.iterdir() if p.name.startswith("ckpt"))
         assert found == ["ckpt_0008"]
+
+
+def test_orbaxs_own_functions_find_the_steps(ocp, tmp_path):
+    with manager(ocp, tmp_path) as made:
+        for step in (3, 12):
+            save(ocp, made, step)
+        assert sorted(ocp.utils.checkpoint_steps(made.directory)) == [3, 12]
+        found = ocp.checkpoint_utils.checkpoints_iterator(made.directory, timeout=0)
+        assert list(found) == [12]
+
+
+def test_a_logger_gets_an_entry_for_each_save_and_restore(ocp, tmp_path):
+    entries = []
+
+    class Logger(ocp.logging.AbstractLogger):
+        def log_entry(self, entry):
+            entries.append(entry)
+
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(tmp_path, options=options, logger=Logger()) as made:
+        save(ocp, made, 3)
+        save(ocp, made, 3)
+        made.restore(3)
+    assert [(entry["step"], entry["event_type"]) for entry in entries] == [
+        (3, "save"),
+        (3, "restore"),
+    ]
 
 
 def test_old_folders_go_with_old_steps(ocp, tmp_path):

@@ -1,5 +1,6 @@
 """Items of all kinds, saved and restored by Orbax and by ours alike."""
 
+import asyncio
 import dataclasses
 import json
 
@@ -304,6 +305,25 @@ def test_how_items_lie_in_the_commit(ours, tmp_path):
         assert ours.StandardCheckpointHandler.typestr() == STANDARD
         with pytest.raises(VcjaxError, match="TextRestore"):
             made.restore(0, args=args.Composite(state=TextRestore()))
+
+
+def test_within_an_event_loop(ours, tmp_path):
+    """As in a notebook."""
+
+    async def main():
+        with manager(ours, tmp_path) as made:
+            made.save(0, args=ours.args.Composite(slow=SlowArgs({"at": 1})))
+            return made.restore(0).slow
+
+    assert asyncio.run(main()) == {"at": 1}
+
+
+def test_a_handler_that_fails_saves_nothing(ours, tmp_path):
+    with manager(ours, tmp_path) as made:
+        with pytest.raises(TypeError):
+            made.save(0, args=ours.args.Composite(slow=SlowArgs(object())))
+        assert made.all_steps() == []
+        assert made.save(0, args=ours.args.Composite(slow=SlowArgs(1)))
 
 
 def test_unchanged_items_cost_nothing(ours, tmp_path):

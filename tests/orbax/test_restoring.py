@@ -256,8 +256,8 @@ def test_every_misfit_is_named_with_both_shapes(ours, made):
         made.restore(0, args=ours.args.StandardRestore(target))
     text = str(caught.value)
     for part in (
-        "a/w: stored float32[8,2], like= has float64[8,3]",
-        "a/b: stored float64[4], like= has float64[5]",
+        "a/w: stored float32[8,2], the target has float64[8,3]",
+        "a/b: stored float64[4], the target has float64[5]",
         "d: missing",
         "c: extra, stored int32[2]",
     ):

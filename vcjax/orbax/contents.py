@@ -87,11 +87,12 @@ def described(repo: Repository, commit: Commit, handlers: ItemHandlers) -> Any:
     """
     record, items = stored_items(repo, commit)
     found = {name: _item_metadata(item, handlers) for name, item in items.items()}
+    metrics = metrics_of(commit)
     nanoseconds = int(commit.time.timestamp() * 1e6) * 1000
     return ocp.metadata.StepMetadata(
         item_handlers={name: item.handler for name, item in record.items.items()},
         item_metadata=found[DEFAULT_ITEM] if record.single else ocp.args.Composite(**found),
-        metrics=dict(metrics_of(commit) or {}),
+        metrics=dict(metrics) if isinstance(metrics, Mapping) else {},
         init_timestamp_nsecs=nanoseconds,
         commit_timestamp_nsecs=nanoseconds,
         custom_metadata=dict(record.custom_metadata),

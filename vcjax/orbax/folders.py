@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from orbax.checkpoint.path import step as ocp_step
 
 
@@ -30,10 +31,14 @@ class StepFolders:
         return self._format.build_name(step)
 
     def make(self, step: int, items: Sequence[str]) -> None:
-        """Makes the folders of a step."""
-        if self._folder is not None:
+        """Makes the folders of a step. That they cannot be made is no failure of the save."""
+        if self._folder is None:
+            return
+        try:
             for item in items:
                 (self._folder / self.name(step) / item).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("no folder for step %d: %s", step, error)
 
     def remove(self, step: int) -> None:
         """Removes the folders of a step, unless somebody has put something into them."""

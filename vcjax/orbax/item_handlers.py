@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from typing import Any
 
 import jax
@@ -107,7 +106,7 @@ class ItemHandlers:
         handler = self._registered(item.name)
         if handler is not None:
             return handler
-        cls = _known_handlers().get(item.record.handler)
+        cls = _subclasses(ocp.CheckpointHandler).get(item.record.handler)
         if cls is None:
             raise ValueError(
                 f"item {item.name!r} was saved by {item.record.handler}, which is not "
@@ -139,11 +138,6 @@ class ItemHandlers:
             handler.close()
 
 
-@cache
-def _known_handlers() -> dict[str, Any]:
-    return _subclasses(ocp.CheckpointHandler)
-
-
 def _subclasses(cls: Any) -> dict[str, Any]:
     """The classes of handlers that are imported, by the name that Orbax gives them."""
     found = {}
@@ -169,7 +163,7 @@ def encoded(handler: Any, args: Any) -> Iterator[tuple[Any, ItemRecord]]:
     else:
         content = nullcontext(_content(args, kind))
     with content as item:
-        shardings = record_shardings(tree.flatten(item)) if kind == "tree" else ()
+        shardings = record_shardings(item) if kind == "tree" else ()
         custom = getattr(args, "custom_metadata", None)
         yield item, ItemRecord(kind, name_of(handler), custom, shardings)
 

@@ -21,6 +21,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from orbax.checkpoint import metadata as ocp_metadata
 
 from vcjax import tree
@@ -172,11 +173,15 @@ def stored_items(repo: Repository, commit: Commit) -> tuple[StepRecord, dict[str
     return record, items
 
 
-def record_shardings(root: Any) -> tuple[tuple[str, list[list[int]]], ...]:
-    """The shardings of a flattened tree of leaves, as `ItemRecord` has them.
+def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
+    """The shardings of the leaves of a tree, as `ItemRecord` has them.
 
     Placement on one device is not recorded: it says nothing about the model.
     """
+    plain = (np.ndarray, np.generic, int, float, complex, str, bytes)
+    if all(isinstance(leaf, plain) for leaf in jax.tree.leaves(item)) or jax.device_count() < 2:
+        return ()  # JAX is not asked for its devices where it is not used
+    root = tree.flatten(item)
     ranges: dict[str, list[list[int]]] = {}
     texts: dict[Any, str] = {}
     for index, (_, leaf) in enumerate(tree.iter_leaves(root)):

@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from vcjax.orbax.folders import StepFolders
 from vcjax.orbax.policies import rate
 from vcjax.orbax.steps import Step, StepIndex
 from vcjax.repo import Repository
+
+TIMEOUT_SECONDS = 1200
+"""How long a save in the background may take; the default of Orbax's AsyncOptions."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class StepKeeper:
         self.dropped: dict[int, str] = {}  # step -> commit whose data were let go
         self.root_metadata: dict[str, Any] = {}
         self._options, self._policy = options, policy
+        self._timeout = getattr(options.async_options, "timeout_secs", TIMEOUT_SECONDS)
+        self._callback = getattr(options.async_options, "post_finalization_callback", None)
         self._folders = StepFolders(repo.store.location.folder, options)
         self._rated: dict[str, float | None] = {}  # by commit
         self._tip: str | None = None  # the commit that the steps were read from
@@ -173,7 +179,7 @@ class StepKeeper:
             gone = tuple(filter(None, map(self.index.remove, numbers)))
         self._saving = Saving(step, replaced, gone, future)
         background = not isinstance(made, Commit) or self._options.enable_background_delete
-        if not gone and items is None:
+        if not gone and items is None and self._callback is None:
             pass
         elif background:
             if self._worker is None:
@@ -186,11 +192,21 @@ class StepKeeper:
                 self._retire(future, step.step, gone, items)
 
     def settle(self) -> None:
-        """Waits for the commit that is under way, and takes note of how it ended."""
+        """Waits for the commit that is under way, and takes note of how it ended.
+
+        Raises:
+            TimeoutError: it has not ended within `async_options.timeout_secs`, and may still.
+        """
         if self._saving is None:
             return
-        saving, self._saving = self._saving, None
-        failure = saving.future.exception()
+        saving = self._saving
+        try:
+            failure = saving.future.exception(self._timeout)
+        except FutureTimeout:
+            raise TimeoutError(
+                f"step {saving.step.step} is not on disk after {self._timeout} seconds"
+            ) from None
+        self._saving = None
         try:
             self.repo.wait_until_finished()  # raises what `failure` is, and then no more
         except Exception as error:
@@ -253,6 +269,8 @@ class StepKeeper:
         """Marks a step that was saved, and lets the data of those go that it replaces."""
         if future.exception() is not None:
             return
+        if self._callback is not None:
+            self._callback()
         if items is not None:
             self._folders.make(number, items)
         if gone:

@@ -79,6 +79,9 @@ class CheckpointManager(StepReader):
         self._handlers, self._async = handlers_of(
             checkpointers, item_names, item_handlers, handler_registry, self._options
         )
+        callback = getattr(self._options.async_options, "post_finalization_callback", None)
+        if callback is not None and not self._async:
+            raise ValueError("post_finalization_callback is for saves in the background")
         self._save_policy = save_policy(self._options)
         self._retention = Retention(self._options)
         self._logger = logger

@@ -13,6 +13,9 @@ from vcjax.orbax.wanted import Wanted, adjusted, fit, from_restore_args, from_ta
 from vcjax.repo.restoring import read_leaves
 from vcjax.tree import Leaf, LeafSpec
 
+_TARGET = "the target"
+"""What error messages call the tree that a caller restores into."""
+
 
 def restore_plain(item: StoredItem) -> Any:
     """The item as it was saved, containers included, on the recorded shardings."""
@@ -115,7 +118,7 @@ def _values(
         targets[path] = target
         specs[path] = adjusted(entry.spec, target, wanted[path].strict)
     missing = {path: (like or {}).get(path) for path in wanted if path not in item.leaves}
-    tree.check(specs, {**targets, **missing}, strict=not partial)
+    tree.check(specs, {**targets, **missing}, strict=not partial, name=_TARGET)
     chosen = {path: item.leaves[path] for path in wanted}
     for path, leaf in read_leaves(item.repo.objects, chosen):
         if path in targets:
@@ -155,7 +158,7 @@ def _as_wanted(value: Any, wanted: Wanted, path: str) -> Any:
     if target is None:
         return value
     spec = adjusted(leaf.spec, target, wanted.strict)
-    tree.check({path: spec}, {path: target}, strict=True)
+    tree.check({path: spec}, {path: target}, strict=True, name=_TARGET)
     return tree.place(fit(leaf, spec), target, path)
 
 
