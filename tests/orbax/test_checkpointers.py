@@ -92,7 +92,8 @@ def test_a_steps_path_can_be_restored_from(ocp, tmp_path):
     composite = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     given = args.Composite(meta=args.JsonRestore())
     assert composite.restore(path.parent, args=given).meta == {"s": 100}
-    for missing in (tmp_path / "run" / "100" / "other", tmp_path / "elsewhere"):
+    run = tmp_path / "run"
+    for missing in (run / "100" / "other", run / "7", run / "7" / "items", tmp_path / "elsewhere"):
         with pytest.raises(FileNotFoundError):
             ocp.PyTreeCheckpointer().restore(missing)
 

@@ -11,6 +11,7 @@ Stands for `orbax.checkpoint.checkpointers`, with ours in the place of its class
 import os
 import re
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_args
 from orbax.checkpoint import checkpointers as theirs
 
-from vcjax.errors import RepositoryExistsError, RepositoryNotFoundError
+from vcjax.errors import RepositoryExistsError, RepositoryNotFoundError, RevisionError
 from vcjax.history import Commit, checked_metadata
 from vcjax.orbax.contents import described, restored, staged
 from vcjax.orbax.foreign import Positional
@@ -317,22 +318,21 @@ def _locate(directory: _Path) -> Place:
     Raises:
         FileNotFoundError: there is nothing.
     """
-    try:
-        repo = Repository.open(directory)
-        return Place(repo, repo.resolve("HEAD"))
-    except RepositoryNotFoundError:
-        pass
     path = Path(os.fspath(directory))
-    for folder, name, item in (
-        (path.parent, path.name, None),
-        (path.parent.parent, path.parent.name, path.name),
-    ):
-        number = re.search(r"\d+$", name)
-        if number is None:
-            continue
-        try:
-            repo = Repository.open(folder)
-        except RepositoryNotFoundError:
-            continue
-        return Place(repo, repo.resolve(f"step:{int(number[0])}"), item)
+    candidates: list[tuple[_Path, str, str | None]] = [
+        (directory, "HEAD", None),
+        (path.parent, _step_of(path.name), None),
+        (path.parent.parent, _step_of(path.parent.name), path.name),
+    ]
+    for folder, revision, item in candidates:
+        if revision:
+            with suppress(RepositoryNotFoundError, RevisionError):
+                repo = Repository.open(folder)
+                return Place(repo, repo.resolve(revision), item)
     raise FileNotFoundError(f"Checkpoint at {directory} not found.")
+
+
+def _step_of(name: str) -> str:
+    """The revision that a folder with Orbax's name for a step stands for; "" if it is none."""
+    number = re.search(r"\d+$", name)
+    return "" if number is None else f"step:{int(number[0])}"

@@ -190,6 +190,8 @@ def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
             continue
         if sharding not in texts:
             made = ocp_metadata.NamedShardingMetadata.from_jax_sharding(sharding)
+            if list(sharding.mesh.devices.flat) == jax.devices():
+                made.device_mesh = None  # all, in their order: thousands of numbers less
             texts[sharding] = made.to_serialized_string()
         found = ranges.setdefault(texts[sharding], [])
         if found and found[-1][1] == index:
