@@ -92,7 +92,11 @@ class Group:
 
 @pytest.fixture(scope="session")
 def starter():
-    environment = {**os.environ, "PYTHONPATH": str(Path(vcjax.__file__).parents[1]), "XLA_FLAGS": ""}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(vcjax.__file__).parents[1]),
+        "XLA_FLAGS": "",
+    }
     process = subprocess.Popen(
         [sys.executable, str(WORKER)], stdin=subprocess.PIPE, text=True, env=environment
     )

@@ -106,9 +106,7 @@ class _Stream:
         while self._left and used < buffer.size:
             number = self._left[0]
             if number not in self.parts:
-                content = self._content
-                made = np.empty(self._sizes[number], np.uint8) if content is None else None
-                self.parts[number] = made if content is None else content(number)
+                self.parts[number] = self._made(number)
             part = self.parts[number]
             count = min(part.size - self._at, buffer.size - used)
             here, there = part[self._at : self._at + count], buffer[used : used + count]
@@ -122,6 +120,11 @@ class _Stream:
                 self._at = 0
                 if out:
                     del self.parts[number]
+
+    def _made(self, number: int) -> np.ndarray:
+        if self._content is None:
+            return np.empty(self._sizes[number], np.uint8)
+        return self._content(number)
 
 
 def _sent_on(buffer: np.ndarray, distance: int, timeout_s: float) -> np.ndarray:
@@ -146,7 +149,7 @@ def _sent_on(buffer: np.ndarray, distance: int, timeout_s: float) -> np.ndarray:
             f"another process has not sent its part of an array within {timeout_s:g} s",
             hint="restart all processes; the branch is at its previous commit",
         ) from error
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # gloo's failures are of either type
         raise ProcessError(
             f"sending parts of an array between processes failed: {error}",
             hint="a process was killed, most likely; restart all of them. "

@@ -68,7 +68,7 @@ def _read(store: Store, path: str, wanted: Wanted, verify: bool) -> list[np.ndar
     shapes = [tuple(stop - start for start, stop in box) for box in wanted.boxes]
     buffers = [arrays.aligned_buffer(shape, spec.dtype) for shape in shapes]
     full = dtype.itemsize * math.prod(chunk_shape(spec.shape, dtype.itemsize))
-    for (first, last), region, content in _runs(store, wanted, chain):
+    for (first, last), region, content in _runs(store, path, wanted, chain):
         if verify:
             view = bytes_view(content)
             starts = range(0, content.nbytes, full)
@@ -109,7 +109,7 @@ def _chain(store: Store, path: str, entry: LeafEntry, verify: bool) -> list[Arra
 
 
 def _runs(
-    store: Store, wanted: Wanted, chain: Sequence[ArrayHeader]
+    store: Store, path: str, wanted: Wanted, chain: Sequence[ArrayHeader]
 ) -> Iterator[tuple[tuple[int, int], Box, np.ndarray]]:
     """Runs of the chunks that some boxes lie in: first and last, their region, its content."""
     spec, width = wanted.entry.spec, storage_dtype(wanted.entry.spec.dtype).itemsize
@@ -132,7 +132,7 @@ def _runs(
             for run in _split(chunk_runs(spec.shape, width, held), most):
                 yield run, _start(source, chunk_slices(spec.shape, width, *run), spec.dtype)
 
-    with array_errors(store, key):
+    with array_errors(store, key, path):
         flying: deque[tuple[tuple[int, int], Callable[[], np.ndarray]]] = deque()
         for item in starts():
             if len(flying) == WINDOW:

@@ -149,6 +149,20 @@ class Conversation:
             raise _rebuilt(message["error"], sender)
         return message["content"]
 
+    def meet(self) -> None:
+        """Waits until all processes are here.
+
+        To be called before a collective: one that a process never comes to cannot be
+        called off, and the devices of the others are stuck in it.
+        """
+        if self.index != 0:
+            self.send(None)
+            self.receive(0)
+            return
+        for process in self.others:
+            self.receive(process)
+        self.send(None)
+
     def _check(self, sender: int) -> None:
         """Raises if a process has given no sign of life for too long."""
         now = time.monotonic()
@@ -253,11 +267,9 @@ def agree(url: str, timeout_s: float, find: Callable[[], Any]) -> Any:
         ProcessError: a process was killed or not heard of for `timeout_s` seconds.
     """
     with Conversation(url, timeout_s) as talk:
+        talk.meet()  # so that process 0 never runs ahead
         if talk.index != 0:
-            talk.send(None)
             return talk.receive(0)
-        for process in talk.others:
-            talk.receive(process)
         found = find()
         talk.send(found)
         return found

@@ -86,14 +86,14 @@ class Held:
         }
 
 
-def hold(root: Any, index: int, timeout_s: float, copy: bool) -> Held:
+def hold(talk: Conversation, root: Any, timeout_s: float, copy: bool) -> Held:
     """Brings what this process owns to its host memory.
 
     All processes call this together, on the threads that run their training steps.
 
     Args:
+        talk: of the processes.
         root: the flattened tree.
-        index: of this process.
         timeout_s: how long another process may take for its part of an exchange.
         copy: whether NumPy arrays are copied, as the caller may write to them.
     """
@@ -101,10 +101,12 @@ def hold(root: Any, index: int, timeout_s: float, copy: bool) -> Held:
     leaves = tree.leaf_dict(root)
     spanning = {path: leaf for path, leaf in leaves.items() if tree.is_spanning(leaf.data)}
     parts: dict[str, Sequence[Part]] = {}
+    if spanning:
+        talk.meet()
     parts |= hashing.own_parts(spanning, PACKED_BYTES, timeout_s)
     others = {path: leaf for path, leaf in leaves.items() if path not in spanning}
     copies: dict[str, bytes] = {}
-    if index == 0:
+    if talk.index == 0:
         for path, leaf in others.items():
             if not leaf.spec.is_value:
                 parts[path] = hashing.whole_part(_copied(leaf) if copy else leaf)
@@ -240,8 +242,10 @@ class Leader:
         }
         for one in told:
             for number, spans, digests in one["chunks"]:
-                numbers = (at for first, count in spans for at in range(first, first + count))
-                chunks[paths[number]].update(zip(numbers, digests, strict=True))
+                places = (at for first, count in spans for at in range(first, first + count))
+                known = chunks[paths[number]]
+                for at, digest in zip(places, digests, strict=True):
+                    known[at] = digest
         digests: dict[str, LeafDigest] = {}
         for path, found in chunks.items():
             spec = self._held.leaves[path].spec

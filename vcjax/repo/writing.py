@@ -229,7 +229,7 @@ class Writer(Reader):
         def take(copy: bool) -> _Shared:
             with ExitStack() as stack:
                 stack.enter_context(talk)
-                held = together.hold(root, talk.index, self.process_timeout_s, copy)
+                held = together.hold(talk, root, self.process_timeout_s, copy)
                 return _Shared(talk, held, stack.pop_all())
 
         def finish(shared: _Shared) -> Commit:
