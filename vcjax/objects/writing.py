@@ -267,7 +267,7 @@ def is_stored(store: Store, key: str) -> bool:
         return False
     if time.time() - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
         return True
-    deadline = time.time() + DELETION_SECONDS
+    deadline = time.monotonic() + DELETION_SECONDS  # a clock may be set back meanwhile
     while True:
         versioned = store.read_versioned(f"{key}/zarr.json")
         if versioned.value is None:
@@ -277,7 +277,7 @@ def is_stored(store: Store, key: str) -> bool:
             renewed = replace(header, relied=time.time())
             if store.compare_and_set(f"{key}/zarr.json", renewed.encode(), versioned):
                 return True
-        elif time.time() > min(deadline, header.used + DELETION_SECONDS):
+        elif time.monotonic() > deadline or time.time() > header.used + DELETION_SECONDS:
             return False
         else:
             time.sleep(0.05)

@@ -241,10 +241,10 @@ class Leader:
             path: {} for path, leaf in self._held.leaves.items() if not leaf.spec.is_value
         }
         for one in told:
-            for number, spans, digests in one["chunks"]:
+            for number, spans, hashes in one["chunks"]:
                 places = (at for first, count in spans for at in range(first, first + count))
                 known = chunks[paths[number]]
-                for at, digest in zip(places, digests, strict=True):
+                for at, digest in zip(places, hashes, strict=True):
                     known[at] = digest
         digests: dict[str, LeafDigest] = {}
         for path, found in chunks.items():
