@@ -285,10 +285,11 @@ def _kill_at(where):
 
 def alone(url, timeout):
     """Process 0 commits, and the others do not."""
-    if jax.process_index() != 0:
-        return None
     repo = vcjax.Repository.open(url)
     repo.process_timeout_s = timeout
+    repo.agree(lambda: 0)
+    if jax.process_index() != 0:
+        return None
     try:
         repo.commit({"w": 1}, "alone")
     except vcjax.errors.ProcessTimeoutError as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vcjax.hashing import grid
 from vcjax.hashing.digests import LeafDigest, digest_bytes, leaf_digest
+from vcjax.tree import itemsize
 
 POOLED_BYTES = 256 * 1024
 """Smaller leaves are digested on the calling thread: handing them over costs more (30 µs)."""
@@ -49,6 +50,12 @@ def digest_spans(spans: Sequence[tuple[memoryview, int, int]]) -> list[bytes]:
     return [future.result() for future in [_start(*span) for span in spans]]
 
 
+def joined_digest(dtype: str, shape: tuple[int, ...], chunks: Sequence[bytes]) -> LeafDigest:
+    """The digest of a leaf from those of its chunks, in C order of the grid."""
+    part = grid.chunk_shape(shape, itemsize(dtype))
+    return LeafDigest(leaf_digest(dtype, shape, part, chunks), tuple(chunks))
+
+
 def digest_array(dtype: str, array: np.ndarray) -> LeafDigest:
     """The digest of one leaf, on the calling thread.
 
@@ -57,12 +64,12 @@ def digest_array(dtype: str, array: np.ndarray) -> LeafDigest:
         array: canonical host array (C order, little-endian; see `vcjax.tree.canonical`).
     """
     view = bytes_view(array)
-    shape, itemsize = array.shape, array.dtype.itemsize
+    shape, width = array.shape, array.dtype.itemsize
     if 0 < view.nbytes <= grid.CHUNK_BYTES:  # one chunk; saves a third of the time at 7 KB
         chunks = (digest_bytes(view),)
     else:
-        chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, itemsize))
-    return LeafDigest(leaf_digest(dtype, shape, grid.chunk_shape(shape, itemsize), chunks), chunks)
+        chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, width))
+    return LeafDigest(leaf_digest(dtype, shape, grid.chunk_shape(shape, width), chunks), chunks)
 
 
 def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDigest]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from vcjax import tree
 from vcjax.hashing import grid
-from vcjax.hashing.digests import LeafDigest, leaf_digest
 from vcjax.hashing.exchanging import exchange
 from vcjax.hashing.host import bytes_view, digest_spans
 from vcjax.hashing.owning import Share, Transfer, shares
@@ -155,9 +154,3 @@ def chunk_digests(spec: tree.LeafSpec, parts: Sequence[Part]) -> list[bytes]:
         for start in range(0, part.data.nbytes, full)
     ]
     return digest_spans(spans)
-
-
-def joined_digest(dtype: str, shape: tuple[int, ...], chunks: Sequence[bytes]) -> LeafDigest:
-    """The digest of a leaf from those of its chunks, in C order of the grid."""
-    part = grid.chunk_shape(shape, tree.itemsize(dtype))
-    return LeafDigest(leaf_digest(dtype, shape, part, chunks), tuple(chunks))

@@ -6,6 +6,7 @@ the training step. So they may be sent in the background, where a collective of 
 devices would wait for ever as soon as two processes launch it in different orders.
 """
 
+import atexit
 import sys
 import threading
 import time
@@ -32,6 +33,9 @@ _HINT = (
     "restart all processes; the branch is at its previous commit. A process that commits "
     "alone needs a repository of its own: Repository.open(url, local=True)"
 )
+
+LATE = 5
+"""How many times longer than it may be silent a process that is alive may take to come."""
 
 _numbers: defaultdict[str, "count[int]"] = defaultdict(count)
 """How many conversations this process has had about each URL."""
@@ -66,7 +70,8 @@ class Conversation:
 
     Args:
         url: what it is about, the same on all processes.
-        timeout_s: how long another process may be silent, seconds.
+        timeout_s: how long another process may be silent, seconds; and a fifth of
+            how long it may take to come to this conversation, if it is alive.
     """
 
     def __init__(self, url: str, timeout_s: float):
@@ -85,7 +90,7 @@ class Conversation:
         self._beats: dict[int, bytes] = {}
         self._heard: dict[int, float] = {}
         self._began = time.monotonic()
-        self._over = threading.Event()
+        self._late = LATE * timeout_s
 
     @property
     def others(self) -> range:
@@ -93,12 +98,12 @@ class Conversation:
         return range(1, self.count)
 
     def __enter__(self) -> "Conversation":
-        # A daemon: it must not keep a process alive whose other threads are done.
-        threading.Thread(target=self._beat, name="vcjax-beat", daemon=True).start()
+        _pulse.start(self._client, self.index, self._timeout)
+        with _service():
+            self._client.key_value_set(f"{self._name}/here/{self.index}", "")
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._over.set()
         if error is not None:
             self.fail(error)
         elif self.index == 0 and self._past is not None:
@@ -164,33 +169,67 @@ class Conversation:
         self.send(None)
 
     def _check(self, sender: int) -> None:
-        """Raises if a process has given no sign of life for too long."""
+        """Raises if a process has given no sign of life, or has not come, for too long."""
         now = time.monotonic()
         with _service():
-            found = self._client.key_value_dir_get_bytes(f"{self._name}/beat/")
+            found = self._client.key_value_dir_get_bytes(_PULSES)
+            here = self._client.key_value_dir_get(f"{self._name}/here/")
         for key, beat in found:
             process = int(key.rpartition("/")[2])
             if self._beats.get(process) != beat:
                 self._beats[process] = beat
                 self._heard[process] = now
-        if now - self._heard.get(sender, self._began) > self._timeout:
+        who = f"process {sender} of {self.count}"
+        if now - self._heard.get(sender, now) > self._timeout:
+            raise ProcessTimeoutError(f"{who} was not heard of for {self._timeout:g} s", hint=_HINT)
+        has_come = any(key.endswith(f"/here/{sender}") for key, _ in here)
+        if not has_come and now - self._began > self._late:
             raise ProcessTimeoutError(
-                f"process {sender} of {self.count} was not heard of for {self._timeout:g} s",
+                f"{who} has not come within {self._late:g} s to what the others do together",
                 hint=_HINT,
             )
 
-    def _beat(self) -> None:
+
+_PULSES = "vcjax/pulse/"
+
+
+class _Pulse:
+    """The signs of life of this process: a thread counts up under its key."""
+
+    def __init__(self) -> None:
+        self._interval = float("inf")
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, client: Any, index: int, timeout_s: float) -> None:
+        """Starts the thread, or sees to it that it is fast enough."""
+        with self._lock:
+            self._interval = min(self._interval, timeout_s / 8)
+            if self._thread is None or not self._thread.is_alive():
+                # A daemon: it must not keep a process alive whose other threads are done.
+                self._thread = threading.Thread(
+                    target=self._run, args=(client, index), name="vcjax-pulse", daemon=True
+                )
+                self._thread.start()
+                atexit.register(self._end.set)  # before JAX takes the client down
+
+    def _run(self, client: Any, index: int) -> None:
         number = 0
-        while not self._over.is_set():
+        while True:
             number += 1
             try:
                 with _service():
-                    self._client.key_value_set_bytes(
-                        f"{self._name}/beat/{self.index}", b"%d" % number, allow_overwrite=True
+                    client.key_value_set_bytes(
+                        f"{_PULSES}{index}", b"%d" % number, allow_overwrite=True
                     )
             except ProcessError:
                 return  # whoever waits for a message finds that out itself
-            self._over.wait(self._timeout / 8)
+            if self._end.wait(min(self._interval, 1.0) if number == 1 else self._interval):
+                return
+
+
+_pulse = _Pulse()
 
 
 class _NotYetError(Exception):

@@ -59,13 +59,13 @@ class Writer(Reader):
     Attributes:
         in_flight_bytes: how many bytes of copies background commits may hold; may
             be set before the first of them.
-        process_timeout_s: how long another process of the same program may be silent
-            during a commit before it is taken for dead, seconds. Slow work is no
-            silence, but to come to the commit so much later than the others is.
+        process_timeout_s: how long another process of the same program may give no
+            sign of life before it is taken for dead, seconds. One that is alive may
+            come to a commit later than the others by five times that.
     """
 
     in_flight_bytes: int = 2 * 1024**3
-    process_timeout_s: float = 300.0
+    process_timeout_s: float = 60.0
 
     def __init__(self, store: Store, settings: Settings, local: bool = False):
         super().__init__(store, settings)
