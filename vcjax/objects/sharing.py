@@ -128,7 +128,11 @@ class SharedPlan:
         for leaf, header in self._headers:
             self._writer.conclude(leaf_key(leaf.name), leaf, header)
         self._writer.finish()
-        return {
-            path: writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, self._known, places)
+        entries = {
+            path: writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, self._known)
             for path, leaf in self._leaves.items()
+        }
+        return {
+            path: replace(entry, packed=places[entry.digest]) if entry.digest in places else entry
+            for path, entry in entries.items()
         }
