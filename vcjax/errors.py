@@ -19,6 +19,8 @@ and a `hint` that says what to do next::
     ├── PrunedError               a retention policy let the data of a commit go
     ├── StepExistsError           a training step that was saved already
     ├── StorageError              the disk or bucket refused (full, read-only, unreachable)
+    ├── ProcessError              another process of a multi-process program failed
+    │   └── ProcessTimeoutError   it was not heard of for too long
     ├── FormatError               a checkpoint file cannot be read or written
     └── MergeError                a merge method cannot be applied to these inputs
 """
@@ -123,6 +125,14 @@ class StepExistsError(VcjaxError, ValueError):
 
 class StorageError(VcjaxError, OSError):
     """The disk or bucket refused an operation."""
+
+
+class ProcessError(VcjaxError, RuntimeError):
+    """Another process of a multi-process program failed, or disagrees with this one."""
+
+
+class ProcessTimeoutError(ProcessError, TimeoutError):
+    """Another process of a multi-process program was not heard of for too long."""
 
 
 class FormatError(VcjaxError, ValueError):

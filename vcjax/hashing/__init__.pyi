@@ -16,10 +16,16 @@ from .grid import chunk_shape as chunk_shape
 from .grid import chunk_slices as chunk_slices
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
+from .host import digest_spans as digest_spans
+from .host import joined_digest as joined_digest
 from .leaves import digest_leaves as digest_leaves
 from .leaves import iter_digests as iter_digests
 from .leaves import tree_digests as tree_digests
 from .memo import DigestMemo as DigestMemo
+from .parts import Part as Part
+from .parts import chunk_digests as chunk_digests
+from .parts import own_parts as own_parts
+from .parts import whole_part as whole_part
 from .speed import Speed as Speed
 from .speed import faster_backend as faster_backend
 from .speed import speed_report as speed_report

@@ -1,7 +1,7 @@
 """Digests of arrays in host memory: the `blake3` package over zero-copy views."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from vcjax.hashing import grid
 from vcjax.hashing.digests import LeafDigest, digest_bytes, leaf_digest
+from vcjax.tree import itemsize
 
 POOLED_BYTES = 256 * 1024
 """Smaller leaves are digested on the calling thread: handing them over costs more (30 µs)."""
@@ -33,12 +34,26 @@ def _start(view: memoryview, start: int, stop: int) -> Future[bytes]:
         return done
 
 
-def _bytes_view(array: np.ndarray) -> memoryview:
+def bytes_view(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array; no copy."""
     return array.reshape(-1).view(np.uint8).data
 
 
 def _digest_range(view: memoryview, start: int, stop: int) -> bytes:
     return blake3.blake3(view[start:stop]).digest()
+
+
+def digest_spans(spans: Sequence[tuple[memoryview, int, int]]) -> list[bytes]:
+    """The digests of (bytes, start, stop), by all cores where that is worth while."""
+    if sum(stop - start for _, start, stop in spans) < POOLED_BYTES:
+        return [_digest_range(*span) for span in spans]
+    return [future.result() for future in [_start(*span) for span in spans]]
+
+
+def joined_digest(dtype: str, shape: tuple[int, ...], chunks: Sequence[bytes]) -> LeafDigest:
+    """The digest of a leaf from those of its chunks, in C order of the grid."""
+    part = grid.chunk_shape(shape, itemsize(dtype))
+    return LeafDigest(leaf_digest(dtype, shape, part, chunks), tuple(chunks))
 
 
 def digest_array(dtype: str, array: np.ndarray) -> LeafDigest:
@@ -48,13 +63,13 @@ def digest_array(dtype: str, array: np.ndarray) -> LeafDigest:
         dtype: the leaf's dtype name, which its identity includes.
         array: canonical host array (C order, little-endian; see `vcjax.tree.canonical`).
     """
-    view = _bytes_view(array)
-    shape, itemsize = array.shape, array.dtype.itemsize
+    view = bytes_view(array)
+    shape, width = array.shape, array.dtype.itemsize
     if 0 < view.nbytes <= grid.CHUNK_BYTES:  # one chunk; saves a third of the time at 7 KB
         chunks = (digest_bytes(view),)
     else:
-        chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, itemsize))
-    return LeafDigest(leaf_digest(dtype, shape, grid.chunk_shape(shape, itemsize), chunks), chunks)
+        chunks = tuple(_digest_range(view, *span) for span in grid.chunk_ranges(shape, width))
+    return LeafDigest(leaf_digest(dtype, shape, grid.chunk_shape(shape, width), chunks), chunks)
 
 
 def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDigest]:
@@ -67,7 +82,7 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
     for dtype, array in leaves:
         futures: list[Future[bytes]] = []
         if array.nbytes >= POOLED_BYTES:
-            view = _bytes_view(array)
+            view = bytes_view(array)
             spans = grid.chunk_ranges(array.shape, array.dtype.itemsize)
             futures = [_start(view, *span) for span in spans]
         pending.append((dtype, array, futures))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from vcjax import errors, tree
+from vcjax import tree
 from vcjax.hashing.device import digest_on_devices
 from vcjax.hashing.digests import LeafDigest, value_digest
 from vcjax.hashing.host import digest_arrays
@@ -76,12 +76,7 @@ def iter_digests(
 def _backend(path: str, leaf: tree.Leaf, backend: Backend | None) -> Backend:
     if not isinstance(leaf.data, jax.Array):
         return "host"
-    if not (leaf.data.is_fully_addressable or leaf.data.is_fully_replicated):
-        raise errors.UnsupportedLeafError(
-            f"leaf {path!r} is a jax.Array with shards on other processes",
-            hint="gather it first: `multihost_utils.process_allgather(x, tiled=True)`",
-            path=path,
-        )
+    tree.refuse_spanning(leaf, path)
     if backend is not None:
         return backend
     return faster_backend(min(leaf.data.devices(), key=lambda device: device.id))

@@ -46,8 +46,12 @@ def _holds(shard: Box, box: Box) -> bool:
     return all(s[0] <= b[0] and b[1] <= s[1] for s, b in zip(shard, box, strict=True))
 
 
+def chunk_box(number: int, shape: tuple[int, ...], itemsize: int) -> Box:
+    """The part of a leaf that a chunk is."""
+    return _chunk_box(number, shape, grid.chunk_shape(shape, itemsize))
+
+
 def _chunk_box(number: int, shape: Sequence[int], chunk: Sequence[int]) -> Box:
-    """The part of the leaf that a chunk is."""
     spans = []
     for length, part in zip(reversed(shape), reversed(chunk), strict=True):
         number, index = divmod(number, -(-length // part))

@@ -3,6 +3,10 @@ from .collect import Pruner as Pruner
 from .collect import PruneReport as PruneReport
 from .collect import plan_gc as plan_gc
 from .collect import sweep as sweep
+from .partial import Wanted as Wanted
+from .sharing import Order as Order
+from .sharing import PartWriter as PartWriter
+from .sharing import SharedPlan as SharedPlan
 from .store import ObjectStore as ObjectStore
 from .verify import FsckReport as FsckReport
 from .verify import Problem as Problem

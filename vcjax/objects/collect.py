@@ -259,6 +259,8 @@ class Pruner:
         self._uses: dict[str, tuple[str, ...]] = {}  # unpruned live commit -> its objects
         self._users: Counter[str] = Counter()  # object -> how many of `_uses` have it
         self._bases: dict[str, str | None] = {}  # chunked object in `_users` -> its base
+        self._pruned: set[str] = set()  # commits: those found at the last listing, and our own
+        self._marked = 0  # how many of them were not there then
 
     def prune(self, commits: Iterable[str], policy: str) -> PruneReport:
         """Deletes the data that only pruned commits use, whatever its age.
@@ -280,13 +282,15 @@ class Pruner:
             spared = tuple(digest for digest in digests if digest in tips)
             if pruned:
                 self._prunings.mark(pruned, policy)
+                self._marked += len(pruned)
             return PruneReport(pruned, spared, self._collect(pruned))
 
     def _collect(self, pruned: Iterable[str]) -> GcPlan:
         candidates: set[str] = set()
         for digest in pruned:
             candidates.update(self._uses.get(digest) or self._read(digest, {}))
-        seen = self._look()
+        self._pruned.update(pruned)
+        seen = self._look(candidates)
         now = time.time()
         oldest = now - GRACE_SECONDS
         keys = sorted(key for key in candidates if key not in self._users)
@@ -296,43 +300,63 @@ class Pruner:
                 free.append(key)
                 nbytes += sum(map(self._objects.store.size, self._objects.store.keys(f"{key}/")))
         if free and _present(self._refs) != seen:
-            self._look()  # what came to be referenced meanwhile is spared
+            self._look(set())  # what came to be referenced meanwhile is spared
         for key in free:
             if key not in self._users:
                 _delete_object(self._objects, key, relied_before=oldest)
         spared = len(keys) - len(free)
         return GcPlan((), (), tuple(free), nbytes, spared, REFLOG_SECONDS, (), now)
 
-    def _look(self) -> _RefStates:
+    def _look(self, freed: set[str]) -> _RefStates:
         """Takes note of what has changed in the repository; the present states of refs.
 
         Refs are read before their logs: a state is logged before it is replaced, so
         one of the two has it. An object in `_users` is never deleted, so its base
         stays the same; one that lost its last user may have been stored anew, which
         is why users are dropped before others are added.
+
+        Args:
+            freed: is added to: what lost its last user, as others have pruned that.
         """
         present = _present(self._refs)
         states = self._new_states()
         tips = _commits_of(present).union(filter(None, states.values()))
-        self._live.update(_ancestors(self._history, tips, self._live))
+        new = _ancestors(self._history, tips, self._live).keys()
+        self._live.update(new)
         # The note of a deletion gives way to a state if the deletion was not carried through.
         self._states.update(key for key, commit in states.items() if commit)
-        kept = self._live - self._prunings.all()
-        for digest in self._uses.keys() - kept:
+        gone, added = self._pruned & self._uses.keys(), new - self._pruned
+        if self._must_list():
+            kept = self._live - self._pruned
+            gone, added = self._uses.keys() - kept, kept - self._uses.keys()
+        for digest in gone:
             for key in self._uses.pop(digest):
                 self._users[key] -= 1
                 if not self._users[key]:
                     del self._users[key]
                     self._bases.pop(key, None)
-        for digest in kept - self._uses.keys():
+                    freed.add(key)
+        for digest in added:
             self._uses[digest] = self._read(digest, self._bases)
             self._users.update(self._uses[digest])
         return present
 
+    def _must_list(self) -> bool:
+        """Lists what anybody has pruned, if that was not done for long.
+
+        To list it each time would cost more, the more commits there are; what others
+        have pruned may be taken to be in use until then. It is listed again after
+        an eighth as many prunings as it holds.
+        """
+        if self._marked and 8 * self._marked <= len(self._pruned):
+            return False
+        self._pruned, self._marked = set(self._prunings.all()), 0
+        return True
+
     def _new_states(self) -> dict[str, str]:
         """{key in the log: commit} of the states of refs that were logged since the last time."""
         store = self._objects.store
-        keys = [key for key in store.keys("log/") if key not in self._states]
+        keys = store.keys("log/", without=self._states)
         hint = "run `vcjax fsck`"
         return {
             key: canonical.decode_record(key, value, hint)["commit"]

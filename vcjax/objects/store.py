@@ -19,6 +19,7 @@ from vcjax.objects.layout import (
     pack_key,
     place_of,
 )
+from vcjax.objects.partial import Wanted, read_boxes
 from vcjax.objects.writing import ArrayWriter, StagedLeaf
 from vcjax.storage import Store
 
@@ -102,6 +103,12 @@ class ObjectStore:
                 yield from _verified(window, verify)
                 held = 0
         yield from _verified(window, verify)
+
+    def read_boxes(
+        self, wanted: Mapping[str, Wanted], verify: bool = True
+    ) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """Parts of leaf objects: only the chunks that they lie in are read; see `partial`."""
+        return read_boxes(self.store, wanted, verify)
 
 
 def _verified(window: deque[reading.Fetched], verify: bool) -> Iterator[tuple[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -107,9 +107,13 @@ class ArrayWriter:
 
     def finish(self) -> None:
         """Waits for all chunks and writes the headers."""
+        self.land_all()
+        self._store.write_many(self._headers)
+
+    def land_all(self) -> None:
+        """Waits for all chunks."""
         while self._flying:
             self._land()
-        self._store.write_many(self._headers)
 
     def _difference(self, leaf: StagedLeaf) -> updates.Difference | None:
         """How the leaf is expressed relative to its predecessor, or what that stands on."""
@@ -127,39 +131,70 @@ class ArrayWriter:
         return updates.choose_base(chunks, bases)
 
     def _write(self, key: str, leaf: StagedLeaf, difference: updates.Difference | None) -> None:
-        spec = leaf.spec
-        header = arrays.new_header(spec.dtype, spec.shape, leaf.digest, self._compress)
-        own: Sequence[int] | None = None
-        if difference is not None:
-            own = difference.own
-            header = replace(
-                header,
-                update="difference",
-                base=difference.base,
-                own=difference.own,
-                depth=difference.depth,
-            )
-        regions, nbytes = _regions(spec, own, leaf.nbytes)
+        header = self._header(leaf, difference)
+        regions, nbytes = _regions(leaf.spec, header.own, leaf.nbytes)
+        contents = ((region, tree.canonical(leaf.leaf, region)) for region in regions)
+        folders = folders_of(key, header, leaf.spec, header.own)
         limit = LAZY_IN_FLIGHT_BYTES if leaf.is_transient else IN_FLIGHT_BYTES
+        self.send(key, header, contents, nbytes, folders, limit)
+        self.conclude(key, leaf, header)
+
+    def header_of(self, leaf: StagedLeaf) -> ArrayHeader:
+        """The header of the leaf object that a new leaf becomes; no data are needed."""
+        return self._header(leaf, self._difference(leaf))
+
+    def _header(self, leaf: StagedLeaf, difference: updates.Difference | None) -> ArrayHeader:
+        header = arrays.new_header(leaf.spec.dtype, leaf.spec.shape, leaf.digest, self._compress)
+        if difference is None:
+            return header
+        return replace(
+            header,
+            update="difference",
+            base=difference.base,
+            own=difference.own,
+            depth=difference.depth,
+        )
+
+    def conclude(self, key: str, leaf: StagedLeaf, header: ArrayHeader) -> None:
+        """Notes the headers that `finish` writes for an object."""
+        if header.update != "dense":  # so that any zarr reader finds the array in the group
+            dense = self._header(leaf, None)
+            folder = header.array_key(key)
+            self._headers.append((f"{folder}/zarr.json", dense.encode_metadata()))
+        self._headers.append((f"{key}/zarr.json", header.encode()))
+
+    def send(
+        self,
+        key: str,
+        header: ArrayHeader,
+        contents: Iterable[tuple[tuple[slice, ...], np.ndarray]],
+        nbytes: int,
+        folders: tuple[str, ...],
+        limit: int = IN_FLIGHT_BYTES,
+    ) -> None:
+        """Starts writing chunks of an object; waits while too many bytes are in flight.
+
+        Args:
+            contents: regions of the leaf, made of whole chunks, and their canonical content.
+            nbytes: how many bytes that is.
+            folders: those that the chunks lie in.
+            limit: how many bytes may be in flight.
+        """
         while self._flying and self._in_flight + nbytes > limit:
             self._land()
-        folder = header.array_key(key)
         with array_errors(self._store, key, writing=True):
             self._store.empty_leftovers(key)
+            folder = header.array_key(key)
             target = arrays.open_array(self._store, folder, header.metadata).result()
             futures = tuple(
                 target[region].write(
-                    arrays.stored_view(tree.canonical(leaf.leaf, region), spec.dtype),
+                    arrays.stored_view(content, header.dtype),
                     can_reference_source_data_indefinitely=True,
                 )
-                for region in regions
+                for region, content in contents
             )
-        self._flying.append(_Flight(key, nbytes, futures, _folders(folder, spec, own)))
+        self._flying.append(_Flight(key, nbytes, futures, folders))
         self._in_flight += nbytes
-        if difference is not None:  # so that any zarr reader finds the array in the group
-            dense = arrays.new_header(spec.dtype, spec.shape, leaf.digest, self._compress)
-            self._headers.append((f"{folder}/zarr.json", dense.encode_metadata()))
-        self._headers.append((f"{key}/zarr.json", header.encode()))
 
     def _land(self) -> None:
         flight = self._flying.popleft()
@@ -184,13 +219,15 @@ def _regions(
     return regions, sum(sizes) * width
 
 
-def _folders(key: str, spec: LeafSpec, own: Sequence[int] | None) -> tuple[str, ...]:
-    """Every folder that chunks of an array lie in; `own` are those written, None for all."""
+def folders_of(
+    key: str, header: ArrayHeader, spec: LeafSpec, own: Sequence[int] | None
+) -> tuple[str, ...]:
+    """Every folder that chunks of an object lie in; `own` are those written, None for all."""
     grid = chunk_grid(spec.shape, itemsize(spec.dtype))
     inner = np.ndindex(*grid[:-1])
     if own is not None:
         inner = sorted({tuple(map(int, np.unravel_index(at, grid)))[:-1] for at in own})
-    return tuple("/".join([key, "c", *map(str, index)]) for index in inner)
+    return tuple("/".join([header.array_key(key), "c", *map(str, index)]) for index in inner)
 
 
 def read_headers(store: Store, keys: Sequence[str]) -> list[ArrayHeader | None]:
@@ -230,7 +267,7 @@ def is_stored(store: Store, key: str) -> bool:
         return False
     if time.time() - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
         return True
-    deadline = time.time() + DELETION_SECONDS
+    deadline = time.monotonic() + DELETION_SECONDS  # a clock may be set back meanwhile
     while True:
         versioned = store.read_versioned(f"{key}/zarr.json")
         if versioned.value is None:
@@ -240,7 +277,7 @@ def is_stored(store: Store, key: str) -> bool:
             renewed = replace(header, relied=time.time())
             if store.compare_and_set(f"{key}/zarr.json", renewed.encode(), versioned):
                 return True
-        elif time.time() > min(deadline, header.used + DELETION_SECONDS):
+        elif time.monotonic() > deadline or time.time() > header.used + DELETION_SECONDS:
             return False
         else:
             time.sleep(0.05)

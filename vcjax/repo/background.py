@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -12,8 +12,7 @@ from absl import logging
 from vcjax import tree
 from vcjax.history import Commit
 
-Action = Callable[[Any], Commit]
-"""Commits a flattened tree."""
+T = TypeVar("T")
 
 
 class Background:
@@ -32,7 +31,11 @@ class Background:
         self._pending: dict[str | None, Future[Commit]] = {}
 
     def submit(
-        self, name: str | None, root: Any, action: Action, stored: Collection[str] = ()
+        self,
+        name: str | None,
+        need: int,
+        take: Callable[[bool], T],
+        action: Callable[[T], Commit],
     ) -> Future[Commit]:
         """Starts a commit to a branch (None: detached `HEAD`) after the one before it.
 
@@ -40,21 +43,19 @@ class Background:
         would take more than the limit is committed before this returns.
 
         Args:
-            root: the flattened tree.
+            need: how many bytes the copies take.
+            take: what is to be committed; with True, safe from what the caller does next.
             action: commits it.
-            stored: paths of leaves whose content need not be kept for the action.
         """
-        leaves = tree.leaf_dict(root)
-        need = sum(_copied_bytes(leaf) for path, leaf in leaves.items() if path not in stored)
         if need > self._limit:
             done: Future[Commit] = Future()
-            done.set_result(action(root))
+            done.set_result(action(take(False)))
             return done
         with self._room:
             self._room.wait_for(lambda: self._held + need <= self._limit)
             self._held += need
         try:
-            safe = tree.map_leaves(partial(_snapshot, stored), root)
+            safe = take(True)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="vcjax-commit")
             future = self._executor.submit(self._run, action, [safe], need)
@@ -65,9 +66,9 @@ class Background:
         self._pending[name] = future
         return future
 
-    def _run(self, action: Action, roots: list[Any], need: int) -> Commit:
+    def _run(self, action: Callable[[T], Commit], taken: list[T], need: int) -> Commit:
         try:
-            return action(roots.pop())  # popped, so that the copies are freed with the commit
+            return action(taken.pop())  # popped, so that the copies are freed with the commit
         finally:
             self._release(need)
 
@@ -106,20 +107,32 @@ def _log_failure(future: "Future[Commit]") -> None:
         logging.error("a background commit failed: %s", error)
 
 
+def copied_bytes(root: Any, stored: Collection[str]) -> int:
+    """How many bytes `snapshot` will allocate."""
+    leaves = tree.leaf_dict(root)
+    return sum(_copied_bytes(leaf) for path, leaf in leaves.items() if path not in stored)
+
+
 def _copied_bytes(leaf: tree.Leaf) -> int:
-    """How many bytes `_snapshot` will allocate for a leaf."""
     if isinstance(leaf.data, np.ndarray) or tree.is_remote(leaf.data):
         return leaf.data.nbytes
     return 0
 
 
-def _snapshot(stored: Collection[str], path: str, leaf: tree.Leaf) -> tree.Leaf:
-    """The same leaf, safe from what the caller does with its array next.
+def snapshot(root: Any, stored: Collection[str]) -> Any:
+    """The same flattened tree, safe from what the caller does with its arrays next.
 
     NumPy arrays may be written to, and are copied. A `jax.Array` may be donated,
     and is fetched to the host; on CPU that is a view, and JAX does not reuse
     a donated buffer while a view of it is held. What is lazy is read when its turn comes.
+
+    Args:
+        stored: paths of leaves whose content need not be kept.
     """
+    return tree.map_leaves(partial(_snapshot, stored), root)
+
+
+def _snapshot(stored: Collection[str], path: str, leaf: tree.Leaf) -> tree.Leaf:
     if leaf.spec.is_value or tree.is_lazy(leaf):
         return leaf
     if path in stored:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history, objects
-from vcjax.errors import ConflictError, RefError
+from vcjax.errors import ConflictError, RefError, RepositoryExistsError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
@@ -40,6 +40,7 @@ class Repository(Writer):
         branch: str = DEFAULT_BRANCH,
         compress: bool = False,
         exist_ok: bool = False,
+        local: bool = False,
     ) -> "Repository":
         """Makes a repository, with `HEAD` on a branch that has no commit yet.
 
@@ -49,6 +50,8 @@ class Repository(Writer):
             compress: whether leaf objects are compressed: about a sixth smaller for
                 float32 weights, two to three times slower to save.
             exist_ok: open the repository if there already is one.
+            local: as for `open`. Otherwise, of several processes that call this
+                together, process 0 makes it and the others open it.
 
         Raises:
             RepositoryExistsError: there is one, and not `exist_ok`.
@@ -56,23 +59,36 @@ class Repository(Writer):
         """
         check_name(branch)
         store = settings_.locate(url)
-        if exist_ok and store.read(settings_.KEY) is not None:
-            return cls(store, settings_.load(store))
         settings = Settings(compress=compress)
-        repo = cls(store, settings)
-        settings_.create(store, settings, lambda: repo.refs.set_head(Head(branch)))
-        return repo
+        repo = cls(store, settings, local)
+
+        def make() -> None:
+            if exist_ok and store.read(settings_.KEY) is not None:
+                return
+            try:
+                settings_.create(store, settings, lambda: repo.refs.set_head(Head(branch)))
+            except RepositoryExistsError:  # somebody was faster
+                if not exist_ok:
+                    raise
+
+        repo.agree(make)
+        return cls(store, settings_.load(store), local)
 
     @classmethod
-    def open(cls, url: str | os.PathLike[str]) -> "Repository":
+    def open(cls, url: str | os.PathLike[str], *, local: bool = False) -> "Repository":
         """Opens a repository.
+
+        Args:
+            url: as for `init`.
+            local: this process commits alone, though JAX runs several: it has
+                a repository of its own, or the others do not commit.
 
         Raises:
             RepositoryNotFoundError: there is none.
             UnknownFormatError: its format is newer than this vcjax.
         """
         store = settings_.locate(url)
-        return cls(store, settings_.load(store))
+        return cls(store, settings_.load(store), local)
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] = ".") -> "Repository":

@@ -8,7 +8,7 @@ from vcjax.errors import CorruptionError
 from vcjax.hashing import stored_value_digest
 from vcjax.hashing.digests import decode_value
 from vcjax.history import LeafEntry, Manifest
-from vcjax.objects import ObjectStore
+from vcjax.objects import ObjectStore, Wanted
 
 
 def restore(
@@ -31,9 +31,31 @@ def restore(
         targets = {path: target for path, target in targets.items() if path in entries}
     tree.check({path: entry.spec for path, entry in entries.items()}, targets, strict=True)
     values: dict[str, Any] = dict(template.targets)
-    for path, leaf in read_leaves(objects, entries, verify):
+    parts = _parts(entries, targets)
+    for path, contents in objects.read_boxes(parts, verify) if parts else ():
+        boxes = dict(zip(parts[path].boxes, contents, strict=True))
+        values[path] = tree.place_boxes(entries[path].spec, boxes, targets[path], path)
+    rest = {path: entry for path, entry in entries.items() if path not in parts}
+    for path, leaf in read_leaves(objects, rest, verify):
         values[path] = tree.place(leaf, targets[path], path)
     return template.build(values)
+
+
+def _parts(entries: Mapping[str, LeafEntry], targets: Mapping[str, Any]) -> dict[str, Wanted]:
+    """What this process needs of large leaves that go to the devices of several processes."""
+    wanted: dict[str, Wanted] = {}
+    for path, entry in entries.items():
+        if entry.is_object and not entry.spec.is_value:
+            boxes = tree.own_boxes(targets[path], path)
+            if boxes is not None:
+                wanted[path] = Wanted(entry, boxes)
+    return wanted
+
+
+def is_spanning(like: Any) -> bool:
+    """Whether a tree to restore into has arrays on the devices of several processes."""
+    targets = tree.template(like).targets
+    return any(tree.spans_processes(target, path) for path, target in targets.items())
 
 
 def read_leaves(objects: ObjectStore, entries: Mapping[str, LeafEntry], verify: bool = True) -> Any:

@@ -1,7 +1,8 @@
 """Writing to a repository: commit, now or in the background."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,8 @@ from vcjax.storage import Store
 if TYPE_CHECKING:
     from vcjax.hashing import DigestMemo, LeafDigest
     from vcjax.repo.background import Background
+    from vcjax.repo.processes import Conversation
+    from vcjax.repo.together import Held
 
 
 class _Details(NamedTuple):
@@ -36,18 +39,37 @@ class _Details(NamedTuple):
     provenance: dict[str, Any] | None
 
 
+class _Shared(NamedTuple):
+    """A commit by all processes between its two halves.
+
+    Attributes:
+        talk: of the processes.
+        held: what this process has of the tree.
+        end: ends the conversation.
+    """
+
+    talk: "Conversation"
+    held: "Held"
+    end: ExitStack
+
+
 class Writer(Reader):
     """The part of `Repository` that commits.
 
     Attributes:
         in_flight_bytes: how many bytes of copies background commits may hold; may
             be set before the first of them.
+        process_timeout_s: how long another process of the same program may give no
+            sign of life before it is taken for dead, seconds. One that is alive may
+            come to a commit later than the others by five times that.
     """
 
     in_flight_bytes: int = 2 * 1024**3
+    process_timeout_s: float = 60.0
 
-    def __init__(self, store: Store, settings: Settings):
+    def __init__(self, store: Store, settings: Settings, local: bool = False):
         super().__init__(store, settings)
+        self.local = local
         self._committer = Committer(self.refs, self.history, self.objects, self.prunings)
         self._bases: dict[str, Base] = {}
 
@@ -73,6 +95,11 @@ class Writer(Reader):
         If others have committed to the branch since this object last saw it, and
         they changed other leaves, the commit is rebased onto theirs.
 
+        In a program of several processes (`jax.distributed`) every process calls
+        this with its part of the same tree, as it calls every jitted function. Each
+        writes the chunks that it owns, what is replicated is written once, process
+        0 publishes, and all return the same commit.
+
         Args:
             tree: arrays, PRNG keys and plain values in any containers. Leaves that
                 are `vcjax.tree.LazyArray`s are read one after the other, and freed.
@@ -91,12 +118,17 @@ class Writer(Reader):
             UnsupportedLeafError: a leaf is a function or an unknown object.
             ConflictError: others changed the same leaves meanwhile.
             StorageError: the disk is full or the bucket out of reach.
+            ProcessError: of several processes one failed, was not heard of for
+                `process_timeout_s`, or has other values.
         """
         from vcjax.tree import flatten
 
         details = _details(message, metadata, metrics, provenance, author)
         name = self._target_name(branch)
         self._settle(name)
+        if self.is_shared:
+            _, take, finish = self._shared_commit(name, tree, details)
+            return finish(take(False))
         return self._commit(name, flatten(tree), details)
 
     def commit_async(
@@ -129,6 +161,11 @@ class Writer(Reader):
 
         details = _details(message, metadata, metrics, provenance, author)
         name = self._target_name(branch)
+        if self.is_shared:
+            self._settle(name)
+            return self._background.submit(name, *self._shared_commit(name, tree, details))
+        from vcjax.repo.background import copied_bytes, snapshot
+
         root = flatten(tree)
         self._settle(name)
         digests = self._remote_digests(root)
@@ -136,8 +173,91 @@ class Writer(Reader):
         known = before.locations if before else {}
         stored = {path for path, digest in digests.items() if digest.leaf.hex() in known}
         return self._background.submit(
-            name, root, lambda safe: self._commit(name, safe, details, digests), stored
+            name,
+            copied_bytes(root, stored),
+            lambda copy: snapshot(root, stored) if copy else root,
+            lambda safe: self._commit(name, safe, details, digests),
         )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether this is one of several processes that commit to the repository together."""
+        if self.local:
+            return False
+        from vcjax.repo.processes import several
+
+        return several(self.url)
+
+    def agree(self, find: Callable[[], Any]) -> Any:
+        """What `find()` gives on process 0, on all processes; they call this together.
+
+        For decisions that must not differ, such as whether to save now. With one
+        process, or a repository of its own for each, this merely calls `find`.
+
+        Args:
+            find: its result must be made of MessagePack types.
+
+        Raises:
+            VcjaxError: whatever `find` raised.
+            ProcessError: a process was not heard of for `process_timeout_s`.
+        """
+        if not self.is_shared:
+            return find()
+        from vcjax.repo.processes import agree
+
+        return agree(self.url, self.process_timeout_s, find)
+
+    def _shared_commit(
+        self, name: str | None, tree: Any, details: _Details
+    ) -> "tuple[int, Callable[[bool], _Shared], Callable[[_Shared], Commit]]":
+        """A commit by all processes: the bytes of its copies, and its two halves.
+
+        The first half exchanges parts between devices, and takes a copy where it
+        is called with True. The second may run in the background.
+        """
+        from vcjax.repo import together
+        from vcjax.repo.processes import Conversation
+        from vcjax.tree import flatten
+
+        talk = Conversation(self.url, self.process_timeout_s)
+        try:
+            root = flatten(tree, spanning=True)
+        except BaseException as error:
+            talk.fail(error)
+            raise
+
+        def take(copy: bool) -> _Shared:
+            with ExitStack() as stack:
+                stack.enter_context(talk)
+                held = together.hold(talk, root, self.process_timeout_s, copy)
+                return _Shared(talk, held, stack.pop_all())
+
+        def finish(shared: _Shared) -> Commit:
+            with shared.end:
+                if talk.index == 0:
+                    return self._lead(talk, name, shared.held, details)
+                compress = self.settings.compress
+                return self.history.commit(together.follow(talk, shared.held, self.store, compress))
+
+        return together.held_bytes(root, talk.count), take, finish
+
+    def _lead(
+        self, talk: "Conversation", name: str | None, held: "Held", details: _Details
+    ) -> Commit:
+        """What process 0 does of a commit by all processes."""
+        from vcjax.repo.together import Leader
+
+        leader = Leader(talk, held, self.store, self.settings.compress)
+        base = self._base(name)
+        while True:
+            tip = self._tip_of(name, base)
+            change = Change(leader.stage(tip.manifest), *details, staged_on=tip.commit)
+            try:
+                commit = self._publish(name, change, base)
+            except StagedOnPrunedError:
+                continue  # the tip has moved: stage on the present one
+            talk.send({"commit": commit.digest})
+            return commit
 
     def _remote_digests(self, root: Any) -> "dict[str, LeafDigest]":
         """Digests of the leaves on accelerators: those that are stored are not fetched."""
@@ -272,7 +392,16 @@ class Writer(Reader):
 
         What was restored from the tip of the current branch, or from a detached
         `HEAD`, is what the next commit to it is taken to change.
+
+        If `like` has arrays on the devices of several processes, these call this
+        together: process 0 says which commit the revision is, and each reads only
+        the chunks that its own devices hold parts of.
         """
+        if like is not None and self.is_shared:
+            from vcjax.repo.restoring import is_spanning
+
+            if is_spanning(like):
+                revision = self.agree(lambda: self.resolve(revision).digest)
         commit, tip = self._resolve_beside_tip(revision)
         restored = super().restore(commit, like, paths, verify)
         if tip is not None and tip.commit == commit.digest:

@@ -11,10 +11,15 @@ from .lazy import is_lazy as is_lazy
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical
 from .leaf import is_remote as is_remote
+from .leaf import is_spanning as is_spanning
 from .leaf import make_leaf as make_leaf
+from .leaf import refuse_spanning as refuse_spanning
 from .matching import check as check
 from .matching import target_spec as target_spec
+from .placing import own_boxes as own_boxes
 from .placing import place as place
+from .placing import place_boxes as place_boxes
+from .placing import spans_processes as spans_processes
 from .spec import NODE_KINDS as NODE_KINDS
 from .spec import Home as Home
 from .spec import Key as Key

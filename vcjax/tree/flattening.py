@@ -17,7 +17,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from vcjax import errors
 from vcjax.tree import flax
-from vcjax.tree.leaf import PYTHON_TYPES, Leaf, make_leaf
+from vcjax.tree.leaf import PYTHON_TYPES, Leaf, make_leaf, refuse_spanning
 from vcjax.tree.names import qualified_name
 from vcjax.tree.spec import Key, Node, join, leaf_dict
 
@@ -34,7 +34,7 @@ _MAPPINGS: dict[type, str] = {
 _LEAF_TYPES = frozenset((np.ndarray, *PYTHON_TYPES))
 
 
-def flatten(tree: Any) -> Node | Leaf:
+def flatten(tree: Any, *, spanning: bool = False) -> Node | Leaf:
     """Takes a PyTree apart. Data are neither copied nor moved.
 
     Nodes are whatever `jax.tree_util` takes for nodes, and None. An nnx Module,
@@ -46,6 +46,7 @@ def flatten(tree: Any) -> Node | Leaf:
 
     Args:
         tree: any PyTree; what this function gave is given back as it is.
+        spanning: allow arrays with shards that only other processes can reach.
 
     Returns:
         `Node`s with a `Leaf` at each end, or one `Leaf` if the tree is a leaf.
@@ -60,7 +61,10 @@ def flatten(tree: Any) -> Node | Leaf:
         ['w/0', 'w/1']
     """
     root = tree if isinstance(tree, Node | Leaf) else _flatten(tree, None)
-    leaf_dict(root)  # raises if a path occurs twice
+    leaves = leaf_dict(root)  # raises if a path occurs twice
+    if not spanning:
+        for path, leaf in leaves.items():
+            refuse_spanning(leaf, path)
     return root
 
 

@@ -141,12 +141,27 @@ def _array_problem(value: jax.Array) -> tuple[str, str] | None:
             "a deleted jax.Array: its buffer was donated",
             "commit before the call with donate_argnums, or commit that call's result",
         )
-    if not (value.is_fully_addressable or value.is_fully_replicated):
-        return (
-            "a jax.Array with shards on other processes",
-            "gather it first: `multihost_utils.process_allgather(x, tiled=True)`",
-        )
     return None
+
+
+def refuse_spanning(leaf: Leaf, path: str) -> None:
+    """Raises if this process cannot reach all of an array's data.
+
+    Raises:
+        UnsupportedLeafError: some shards are on other processes alone.
+    """
+    if is_spanning(leaf.data) and not leaf.data.is_fully_replicated:
+        raise errors.UnsupportedLeafError(
+            f"leaf {path!r} is a jax.Array with shards on other processes",
+            hint="gather it first: `multihost_utils.process_allgather(x, tiled=True)`; "
+            "Repository.commit, called on every process, takes it as it is",
+            path=path,
+        )
+
+
+def is_spanning(data: Any) -> bool:
+    """Whether the data of a leaf are a `jax.Array` on the devices of several processes."""
+    return isinstance(data, jax.Array) and not data.is_fully_addressable
 
 
 def host_array(leaf: Leaf) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""Groups of real processes on this machine, each group one JAX program."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vcjax
+
+WORKER = Path(__file__).with_name("worker.py")
+TIMEOUT = 90.0
+
+
+class Failed(AssertionError):
+    """A call that was to succeed."""
+
+
+class Group:
+    """The processes of one program.
+
+    Args:
+        starter: the process that forks them.
+        count: how many.
+        devices: of each.
+        folder: for the socket.
+    """
+
+    def __init__(self, starter, count, devices, folder):
+        self.count = count
+        place = f"{folder}/{os.urandom(4).hex()}"
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket() as free:
+            listener.bind(place)
+            listener.listen(count)
+            listener.settimeout(TIMEOUT)
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+            free.close()
+            group = {"count": count, "devices": devices, "port": port, "socket": place}
+            starter.stdin.write(json.dumps(group) + "\n")
+            starter.stdin.flush()
+            accepted = [listener.accept()[0] for _ in range(count)]
+        found = {}
+        for channel in accepted:
+            channel.settimeout(TIMEOUT)
+            stream = channel.makefile("rw")
+            channel.close()  # the stream keeps it open
+            found[json.loads(stream.readline())["index"]] = stream
+        self.streams = [found[index] for index in range(count)]
+
+    def start(self, name, **options):
+        """Has all processes begin with a function of `worker.py`."""
+        for stream in self.streams:
+            stream.write(json.dumps([name, options]) + "\n")
+            stream.flush()
+
+    def answers(self):
+        """The answer of each process; None of one that died."""
+        found = []
+        for stream in self.streams:
+            try:
+                line = stream.readline()
+            except ConnectionResetError:
+                line = ""
+            found.append(json.loads(line) if line else None)
+        return found
+
+    def call(self, name, **options):
+        """The result of each process."""
+        self.start(name, **options)
+        answers = self.answers()
+        for answer in answers:
+            if answer is None or "error" in answer:
+                traces = [each and each.get("trace") for each in answers]
+                raise Failed("\n".join(map(str, traces)))
+        return [answer["result"] for answer in answers]
+
+    def fail(self, name, **options):
+        """The error of each process: (type, message)."""
+        self.start(name, **options)
+        answers = self.answers()
+        assert all(answer and "error" in answer for answer in answers), answers
+        return [(answer["error"], answer["message"]) for answer in answers]
+
+    def close(self):
+        for stream in self.streams:
+            stream.close()
+
+
+@pytest.fixture(scope="session")
+def starter():
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(vcjax.__file__).parents[1]),
+        "XLA_FLAGS": "",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(WORKER)], stdin=subprocess.PIPE, text=True, env=environment
+    )
+    yield process
+    process.stdin.close()
+    process.wait(TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def start(starter, tmp_path_factory):
+    """Starts groups; they end with the module."""
+    groups = []
+
+    def start(count, devices):
+        groups.append(Group(starter, count, devices, tmp_path_factory.mktemp("group")))
+        return groups[-1]
+
+    yield start
+    for group in groups:
+        group.close()

@@ -1,0 +1,100 @@
+"""A process is killed in the middle of a save: the others say so in time, nothing is lost."""
+
+import time
+
+import pytest
+
+import vcjax
+
+SHAPES = {2: [4, 1], 4: [2, 2]}
+DEVICES = {2: 2, 4: 1}
+TIMEOUT = 2.0
+"""How long a process may be silent, seconds."""
+
+MARGIN = 8.0
+"""What may be added to that on a busy machine, seconds."""
+
+
+@pytest.fixture(scope="module")
+def survivors(start):
+    """Groups that nobody is killed of: the fresh start of all processes."""
+    found = {}
+
+    def get(count):
+        if count not in found:
+            found[count] = start(count, DEVICES[count])
+        return found[count]
+
+    return get
+
+
+def check_intact(url, kept, group):
+    """The repository is as it was, and all processes, started afresh, go on."""
+    repo = vcjax.Repository.open(url)
+    assert repo.resolve("HEAD").digest == kept
+    report = repo.fsck()
+    assert report.ok, report.problems
+    shape = SHAPES[group.count]
+    for each in group.call("restore", url=url, shape=shape, seed=0):
+        assert each["wrong"] == []
+    group.call("commit", url=url, shape=shape, seed=1)
+    repo.gc(force=True)
+    report = repo.fsck()  # reads and digests everything
+    assert report.ok, report.problems
+    assert repo.restore()["step"] == 8
+    assert [commit.message for commit in repo.log()] == ["saved", "saved"]
+
+
+@pytest.mark.parametrize(
+    ("count", "victim", "where", "background"),
+    [
+        (2, 1, "write", False),
+        (4, 2, "write", True),
+        pytest.param(2, 1, "exchange", False, marks=pytest.mark.slow),
+        pytest.param(4, 3, "exchange", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, background):
+    url = str(tmp_path / "repo")
+    doomed = start(count, DEVICES[count])
+    doomed.call("init", url=url)
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    doomed.start(
+        "kill",
+        url=url,
+        shape=SHAPES[count],
+        victim=victim,
+        where=where,
+        timeout=TIMEOUT,
+        background=background,
+    )
+    answers = doomed.answers()
+    assert answers.pop(victim) is None
+    for answer in answers:
+        assert answer is not None, "JAX ended it"
+        assert "result" in answer, answer.get("trace")
+        result = answer["result"]
+        assert result["kind"] in ("ProcessTimeoutError", "ProcessError"), result
+        assert "restart all" in result["hint"]
+        assert result["seconds"] < TIMEOUT + MARGIN
+    check_intact(url, saved["digest"], survivors(count))
+
+
+@pytest.mark.parametrize(
+    ("count", "where"),
+    [(2, "publish"), pytest.param(4, "write", marks=pytest.mark.slow)],
+)
+def test_process_0_is_killed(start, survivors, tmp_path, count, where):
+    """JAX's coordination service dies with it, and JAX then ends the others itself."""
+    url = str(tmp_path / "repo")
+    doomed = start(count, DEVICES[count])
+    doomed.call("init", url=url)
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    started = time.monotonic()
+    doomed.start("kill", url=url, shape=SHAPES[count], victim=0, where=where, timeout=TIMEOUT)
+    first, *others = doomed.answers()
+    assert time.monotonic() - started < TIMEOUT + MARGIN
+    assert first is None
+    for answer in others:  # nothing, if JAX was faster than the error
+        assert answer is None or answer["result"]["kind"] == "ProcessError"
+    check_intact(url, saved["digest"], survivors(count))
