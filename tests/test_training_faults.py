@@ -151,7 +151,8 @@ SECOND = """
     taken = 0
     for step in range(30):
         try:
-            if manager.save(step, {"w": np.full(30_000, step, np.float32), "step": step, "by": me}):
+            w = np.full(30_000, step, np.float32)
+            if manager.save(step, {"w": w, "step": step, "by": 2 * step + me}):
                 print(step, flush=True)
         except (vcjax.errors.StepExistsError, vcjax.ConflictError):
             taken += 1  # the other one has it, or is faster at this moment
@@ -182,9 +183,27 @@ def test_a_run_that_was_started_twice(tmp_path):
         tree = tree.get("default", tree)
         assert tree["step"] == commit.metadata["step"]
         assert (np.asarray(tree["w"]) == tree["step"]).all()
-        found[int(tree["by"])].append(int(tree["step"]))
+        found[int(tree["by"]) % 2].append(int(tree["step"]))
     assert [sorted(found[me]) for me in (0, 1)] == acknowledged
     assert set(found[0]) | set(found[1]) == set(range(30))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_whole_states_of_two_writers_are_not_mixed(repo, background):
+    """A leaf that one writer left as it was is not taken over from the other one's state."""
+    repo.commit({"w": 0, "seed": 1}, "base")
+    one, other = (vcjax.Repository.open(repo.url) for _ in range(2))
+    one.restore()
+    other.restore()
+    theirs = other.commit({"w": 1, "seed": 2}, "theirs", rebase=False)
+    commit = one.commit_async if background else one.commit
+    mine = commit({"w": 1, "seed": 1}, "mine", rebase=False)
+    mine = mine.result() if background else mine
+    assert mine.parents == (theirs.digest,)
+    assert repo.restore("main") == {"w": 1, "seed": 1}
+    assert repo.restore("main~1") == {"w": 1, "seed": 2}
+    one.commit({"w": 5, "seed": 1}, "and on", rebase=False)
+    assert repo.restore("main") == {"w": 5, "seed": 1}
 
 
 @pytest.fixture

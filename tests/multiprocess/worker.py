@@ -126,9 +126,9 @@ def _count_chunks():
     """Notes in `written` how many bytes of chunks this process writes."""
     real = vcjax.objects.writing.ArrayWriter.send
 
-    def send(writer, key, header, contents, nbytes, folders):
+    def send(writer, key, header, contents, nbytes, *rest):
         written["bytes"] += nbytes
-        real(writer, key, header, contents, nbytes, folders)
+        real(writer, key, header, contents, nbytes, *rest)
 
     vcjax.objects.writing.ArrayWriter.send = send
 
@@ -272,8 +272,8 @@ def _kill_at(where):
     elif where == "write":  # half of the chunks of a leaf are there, and no header
         real = vcjax.objects.writing.ArrayWriter.send
 
-        def some(writer, key, header, contents, nbytes, folders):
-            real(writer, key, header, list(contents)[:1], nbytes, folders)
+        def some(writer, key, header, contents, nbytes, *rest):
+            real(writer, key, header, list(contents)[:1], nbytes, *rest)
             writer.land_all()
             die()
 

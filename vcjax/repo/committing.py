@@ -33,6 +33,7 @@ class Change:
         metadata: JSON types.
         metrics: {name: number}.
         provenance: how the tree was derived, or None.
+        rebase: whether what only others have changed meanwhile is taken over.
         extra_parents: further parents, for merges.
         staged_on: the commit, then the tip of the branch, whose leaves the manifest
             counts on being there.
@@ -45,6 +46,7 @@ class Change:
     metadata: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] | None = None
+    rebase: bool = True
     extra_parents: tuple[str, ...] = ()
     staged_on: str | None = None
     reason: str = "commit"
@@ -220,7 +222,7 @@ class Committer:
             )
 
     def _rebased(self, change: Change, base: Base, ref: Ref | None) -> Change:
-        if ref is None:
+        if ref is None or not change.rebase:
             return change
         tip, before = self._history.commit(ref.commit), base.manifest
         if ref.commit == base.commit and before is not None and before.tree_digest == tip.tree:

@@ -37,6 +37,7 @@ class _Details(NamedTuple):
     metadata: dict[str, Any]
     metrics: dict[str, float]
     provenance: dict[str, Any] | None
+    rebase: bool
 
 
 class _Shared(NamedTuple):
@@ -89,6 +90,7 @@ class Writer(Reader):
         metrics: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
+        rebase: bool = True,
     ) -> Commit:
         """Records a PyTree. Leaves whose content is stored already cost no bytes.
 
@@ -110,6 +112,9 @@ class Writer(Reader):
             metrics: {name: number}; make `best:NAME` work.
             provenance: how the tree came about, JSON types.
             author: "Name <address>"; this user by default.
+            rebase: whether to take over what others have committed meanwhile. Without,
+                the tree is recorded as it is, after theirs: nothing is merged, and
+                there are no conflicts. For those who commit whole states.
 
         Returns:
             The commit; it is durable, and the branch points to it.
@@ -123,7 +128,7 @@ class Writer(Reader):
         """
         from vcjax.tree import flatten
 
-        details = _details(message, metadata, metrics, provenance, author)
+        details = _details(message, metadata, metrics, provenance, author, rebase)
         name = self._target_name(branch)
         self._settle(name)
         if self.is_shared:
@@ -141,6 +146,7 @@ class Writer(Reader):
         metrics: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
+        rebase: bool = True,
     ) -> Future[Commit]:
         """Like `commit`, in the background.
 
@@ -159,7 +165,7 @@ class Writer(Reader):
         """
         from vcjax.tree import flatten
 
-        details = _details(message, metadata, metrics, provenance, author)
+        details = _details(message, metadata, metrics, provenance, author, rebase)
         name = self._target_name(branch)
         if self.is_shared:
             self._settle(name)
@@ -453,6 +459,7 @@ def _details(
     metrics: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
     author: str | None,
+    rebase: bool,
 ) -> _Details:
     return _Details(
         message,
@@ -460,4 +467,5 @@ def _details(
         history.checked_metadata(dict(metadata or {})),
         history.checked_metrics(metrics),
         history.checked_metadata(provenance, "provenance"),
+        rebase,
     )
