@@ -128,7 +128,7 @@ _buffers = threading.local()
 
 
 @cache
-def _cpu() -> jax.Device:
+def _cpu() -> Any:
     return jax.local_devices(backend="cpu")[0]
 
 
@@ -222,7 +222,8 @@ def _pass(old: jax.Array, new: jax.Array, rows: jax.Array) -> Any:
         a, b = x.astype(jnp.float32), y.astype(jnp.float32)
         d = b - a
         terms = (d * d, a * a, b * b, a * d)
-        sums = tuple(_two_sum(*pair, term) for pair, term in zip(sums, terms, strict=True))
+        pairs = zip(sums, terms, strict=True)
+        sums = tuple(_two_sum(total, lost, term) for (total, lost), term in pairs)
         return sums, jnp.maximum(top, jnp.abs(d)), counts
 
     zero = jnp.zeros(old.shape[1], jnp.float32)
