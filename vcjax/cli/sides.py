@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vcjax import diffing, formats, tree
+from vcjax import diffing
 from vcjax.cli.session import Session
 from vcjax.errors import RepositoryNotFoundError, RevisionError
 
@@ -56,8 +56,9 @@ def _commit_side(session: Session, name: str) -> Side:
 
 
 def _file_side(name: str) -> Side:
-    root = tree.flatten(formats.read(name).tree)
-    return Side(name, diffing.digested(root), diffing.TreeContent(tree.leaf_dict(root)))
+    from vcjax.cli.files import open_file  # loads JAX
+
+    return Side(name, *open_file(name))
 
 
 def compare(

@@ -1,9 +1,10 @@
 """Trees in memory with the digests of their leaves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vcjax.hashing import digest_leaves
+from vcjax.hashing import LeafDigest, digest_leaves
 from vcjax.tree import Leaf, LeafSpec, leaf_dict, map_leaves
 
 
@@ -22,13 +23,16 @@ class DigestedLeaf:
     chunks: tuple[bytes, ...] = ()
 
 
-def digested(root: Any) -> Any:
+def digested(root: Any, known: Mapping[str, LeafDigest] | None = None) -> Any:
     """The same tree with `DigestedLeaf`s at its leaves.
 
     Args:
         root: `Node`s with `vcjax.tree.Leaf`s at their ends.
+        known: digests by leaf path that need not be computed.
     """
-    found = digest_leaves(leaf_dict(root))
+    known = known or {}
+    missing = {path: leaf for path, leaf in leaf_dict(root).items() if path not in known}
+    found = {**known, **digest_leaves(missing)}
 
     def payload(path: str, leaf: Leaf) -> DigestedLeaf:
         digest = found[path]
