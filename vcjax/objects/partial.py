@@ -2,31 +2,127 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from vcjax import updates
 from vcjax.errors import CorruptionError
-from vcjax.hashing import chunk_runs, chunk_shape, chunk_slices, digest_spans, joined_digest
-from vcjax.hashing.host import bytes_view
+from vcjax.hashing import (
+    chunk_count,
+    chunk_ranges,
+    chunk_runs,
+    chunk_shape,
+    chunk_slices,
+    digest_array,
+    digest_bytes,
+)
 from vcjax.hashing.regions import REGION_BYTES, Box, chunk_box, overlap
 from vcjax.history import LeafEntry
 from vcjax.objects import arrays, reading
 from vcjax.objects.arrays import ArrayHeader
-from vcjax.objects.layout import HINT, array_errors, leaf_key
+from vcjax.objects.layout import HINT, array_errors, leaf_key, place_of
 from vcjax.objects.writing import read_headers
 from vcjax.storage import Store
-from vcjax.tree import storage_dtype
+from vcjax.tree import itemsize
 
 AHEAD = 8
 """How many leaves are read at the same time."""
 
-WINDOW = 4
-"""How many runs of chunks of one leaf are read at the same time, of `REGION_BYTES` each."""
+
+class PartialReader:
+    """Some leaves that have an object of their own, opened so that parts of them can be read.
+
+    Args:
+        store: where they are.
+        entries: {leaf path: entry} of leaves for which `LeafEntry.is_object` holds.
+        verify: whether every chunk is checked against its digest.
+
+    Raises:
+        CorruptionError: an object is damaged or gone; names its path.
+    """
+
+    def __init__(self, store: Store, entries: Mapping[str, LeafEntry], verify: bool = True):
+        self._store = store
+        self._verify = verify
+        self._entries = entries
+        keys = [leaf_key(entry.digest) for entry in entries.values()]
+        headers = read_headers(store, keys)
+        self._chains: dict[str, list[ArrayHeader]] = {
+            path: reading.chain_of(store, path, entry, header)
+            for (path, entry), header in zip(entries.items(), headers, strict=True)
+        }
+        self._opened = lru_cache(maxsize=None)(self._open)
+
+    def read(self, path: str, first: int, last: int) -> np.ndarray:
+        """Chunks `first` … `last` of a leaf as a flat array; may be called from several threads.
+
+        They must lie in a row along the axis that is cut (`vcjax.hashing.chunk_runs`).
+
+        Raises:
+            CorruptionError: a chunk is damaged or gone; names the leaf path and the object.
+        """
+        entry = self._entries[path]
+        shape, width = entry.spec.shape, itemsize(entry.spec.dtype)
+        region = chunk_slices(shape, width, first, last)
+        lengths = tuple(part.stop - part.start for part in region)
+        buffer = arrays.aligned_buffer(lengths, entry.spec.dtype)
+        chain = self._chains[path]
+        with array_errors(self._store, leaf_key(entry.digest), path):
+            target = ts.array(arrays.stored_view(buffer, entry.spec.dtype))
+            target = target.translate_to[tuple(part.start for part in region)] if shape else target
+            opened = self._opened(path)
+            futures = []
+            if len(chain) == 1:
+                futures.append(target.write(opened[0][region] if shape else opened[0]))
+            else:
+                count = chunk_count(shape, width)
+                holders = updates.sources(count, [head.own for head in chain])
+                for at, source in enumerate(opened):
+                    held = [i for i in range(first, last + 1) if holders[i] == at]
+                    for run in chunk_runs(shape, width, held):
+                        part = chunk_slices(shape, width, *run)
+                        futures.append(target[part].write(source[part]))
+            for future in futures:
+                future.result()
+        flat = buffer.reshape(-1)
+        if self._verify:
+            self._check(path, entry, flat if len(entry.chunks) > 1 else buffer, first, last)
+        return flat
+
+    def _open(self, path: str) -> list[Any]:
+        store = self._store
+        return [
+            arrays.open_array(store, head.array_key(leaf_key(head.digest)), head.metadata).result()
+            for head in self._chains[path]
+        ]
+
+    def _check(self, path: str, entry: LeafEntry, data: np.ndarray, first: int, last: int) -> None:
+        shape, width = entry.spec.shape, itemsize(entry.spec.dtype)
+        if len(entry.chunks) < 2:
+            whole = digest_array(entry.spec.dtype, data.reshape(shape)).leaf.hex() == entry.digest
+            broken = [] if whole else [0]
+        else:
+            spans = list(chunk_ranges(shape, width))
+            view, begin = data.view(np.uint8).data, spans[first][0]
+            broken = [
+                index
+                for index in range(first, last + 1)
+                if digest_bytes(view[spans[index][0] - begin : spans[index][1] - begin])
+                != entry.chunks[index]
+            ]
+        if broken:
+            raise CorruptionError(
+                f"leaf {path!r} is damaged: chunk {broken[0]} of {place_of(entry)} "
+                "does not have its digest",
+                path=path,
+                hint=HINT,
+            )
 
 
 @dataclass(frozen=True)
@@ -50,96 +146,36 @@ def read_boxes(
     Raises:
         CorruptionError: a leaf is damaged or gone; names its path and object.
     """
+    reader = PartialReader(store, {path: leaf.entry for path, leaf in wanted.items()}, verify)
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="vcjax-read") as pool:
         flying: deque[tuple[str, Future[list[np.ndarray]]]] = deque()
         for path, leaf in wanted.items():
             if len(flying) == AHEAD:
                 done, future = flying.popleft()
                 yield done, future.result()
-            flying.append((path, pool.submit(_read, store, path, leaf, verify)))
+            flying.append((path, pool.submit(_read, reader, path, leaf)))
         for path, future in flying:
             yield path, future.result()
 
 
-def _read(store: Store, path: str, wanted: Wanted, verify: bool) -> list[np.ndarray]:
-    spec, dtype = wanted.entry.spec, storage_dtype(wanted.entry.spec.dtype)
-    chain = _chain(store, path, wanted.entry, verify)
-    chunks = [bytes.fromhex(chunk) for chunk in chain[0].chunks]
+def _read(reader: PartialReader, path: str, wanted: Wanted) -> list[np.ndarray]:
+    spec, width = wanted.entry.spec, itemsize(wanted.entry.spec.dtype)
     shapes = [tuple(stop - start for start, stop in box) for box in wanted.boxes]
     buffers = [arrays.aligned_buffer(shape, spec.dtype) for shape in shapes]
-    full = dtype.itemsize * math.prod(chunk_shape(spec.shape, dtype.itemsize))
-    for (first, last), region, content in _runs(store, path, wanted, chain):
-        if verify:
-            view = bytes_view(content)
-            starts = range(0, content.nbytes, full)
-            found = digest_spans([(view, at, min(at + full, content.nbytes)) for at in starts])
-            if found != chunks[first : last + 1]:
-                raise CorruptionError(
-                    f"leaf {path!r} is damaged: the content of {leaf_key(wanted.entry.digest)} "
-                    "does not have its digest",
-                    path=path,
-                    hint=HINT,
-                )
+    needed = [
+        number
+        for number in range(chunk_count(spec.shape, width))
+        if any(overlap(box, chunk_box(number, spec.shape, width)) for box in wanted.boxes)
+    ]
+    most = max(1, REGION_BYTES // (width * math.prod(chunk_shape(spec.shape, width))))
+    for first, last in _split(chunk_runs(spec.shape, width, needed), most):
+        slices = chunk_slices(spec.shape, width, first, last)
+        region = tuple((part.start, part.stop) for part in slices)
+        content = reader.read(path, first, last).reshape([stop - start for start, stop in region])
         for box, buffer in zip(wanted.boxes, buffers, strict=True):
             if (part := overlap(box, region)) is not None:
                 buffer[_within(part, box)] = content[_within(part, region)]
     return buffers
-
-
-def _within(part: Box, whole: Box) -> tuple[slice, ...]:
-    return tuple(
-        slice(start - begin, stop - begin)
-        for (start, stop), (begin, _) in zip(part, whole, strict=True)
-    )
-
-
-def _chain(store: Store, path: str, entry: LeafEntry, verify: bool) -> list[ArrayHeader]:
-    """The headers that a leaf stands on, their list of chunk digests checked as well."""
-    [header] = read_headers(store, [leaf_key(entry.digest)])
-    chain = reading.checked_chain(store, path, entry, header)
-    digests = [bytes.fromhex(chunk) for chunk in chain[0].chunks]
-    joined = joined_digest(entry.spec.dtype, entry.spec.shape, digests)
-    if verify and joined.leaf.hex() != entry.digest:
-        raise CorruptionError(
-            f"leaf {path!r} is damaged: {leaf_key(entry.digest)}/zarr.json lists other chunks",
-            path=path,
-            hint=HINT,
-        )
-    return chain
-
-
-def _runs(
-    store: Store, path: str, wanted: Wanted, chain: Sequence[ArrayHeader]
-) -> Iterator[tuple[tuple[int, int], Box, np.ndarray]]:
-    """Runs of the chunks that some boxes lie in: first and last, their region, its content."""
-    spec, width = wanted.entry.spec, storage_dtype(wanted.entry.spec.dtype).itemsize
-    needed = [
-        number
-        for number in range(len(chain[0].chunks))
-        if any(overlap(box, chunk_box(number, spec.shape, width)) for box in wanted.boxes)
-    ]
-    holders = updates.sources(len(chain[0].chunks), [head.own for head in chain])
-    key = leaf_key(wanted.entry.digest)
-    most = max(1, REGION_BYTES // (width * math.prod(chunk_shape(spec.shape, width))))
-
-    def starts() -> Iterator[tuple[tuple[int, int], Callable[[], np.ndarray]]]:
-        for at, head in enumerate(chain):
-            held = [number for number in needed if holders[number] == at]
-            if not held:
-                continue
-            folder = head.array_key(leaf_key(head.digest))
-            source = arrays.open_array(store, folder, head.metadata).result()
-            for run in _split(chunk_runs(spec.shape, width, held), most):
-                yield run, _start(source, chunk_slices(spec.shape, width, *run), spec.dtype)
-
-    with array_errors(store, key, path):
-        flying: deque[tuple[tuple[int, int], Callable[[], np.ndarray]]] = deque()
-        for item in starts():
-            if len(flying) == WINDOW:
-                yield _landed(wanted, *flying.popleft())
-            flying.append(item)
-        while flying:
-            yield _landed(wanted, *flying.popleft())
 
 
 def _split(runs: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
@@ -149,21 +185,8 @@ def _split(runs: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, in
             yield start, min(last, start + most - 1)
 
 
-def _start(source: ts.TensorStore, region: tuple[slice, ...], dtype: str) -> Callable:
-    shape = tuple(part.stop - part.start for part in region)
-    buffer = arrays.aligned_buffer(shape, dtype)
-    future = ts.array(arrays.stored_view(buffer, dtype)).write(source[region])
-
-    def result() -> np.ndarray:
-        future.result()
-        return buffer
-
-    return result
-
-
-def _landed(
-    wanted: Wanted, run: tuple[int, int], result: Callable[[], np.ndarray]
-) -> tuple[tuple[int, int], Box, np.ndarray]:
-    spec = wanted.entry.spec
-    slices = chunk_slices(spec.shape, storage_dtype(spec.dtype).itemsize, *run)
-    return run, tuple((part.start, part.stop) for part in slices), result()
+def _within(part: Box, whole: Box) -> tuple[slice, ...]:
+    return tuple(
+        slice(start - begin, stop - begin)
+        for (start, stop), (begin, _) in zip(part, whole, strict=True)
+    )

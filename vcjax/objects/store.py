@@ -19,7 +19,7 @@ from vcjax.objects.layout import (
     pack_key,
     place_of,
 )
-from vcjax.objects.partial import Wanted, read_boxes
+from vcjax.objects.partial import PartialReader, Wanted, read_boxes
 from vcjax.objects.writing import ArrayWriter, StagedLeaf
 from vcjax.storage import Store
 
@@ -109,6 +109,14 @@ class ObjectStore:
     ) -> Iterator[tuple[str, list[np.ndarray]]]:
         """Parts of leaf objects: only the chunks that they lie in are read; see `partial`."""
         return read_boxes(self.store, wanted, verify)
+
+    def open_parts(self, entries: Mapping[str, LeafEntry]) -> PartialReader:
+        """Opens array leaves that have an object of their own, to read them chunk by chunk.
+
+        Raises:
+            CorruptionError: a leaf is damaged or gone; names its path and object.
+        """
+        return PartialReader(self.store, entries)
 
 
 def _verified(window: deque[reading.Fetched], verify: bool) -> Iterator[tuple[str, np.ndarray]]:

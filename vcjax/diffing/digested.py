@@ -1,0 +1,42 @@
+"""Trees in memory with the digests of their leaves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vcjax.hashing import LeafDigest, digest_leaves
+from vcjax.tree import Leaf, LeafSpec, leaf_dict, map_leaves
+
+
+@dataclass(frozen=True)
+class DigestedLeaf:
+    """A leaf with its identity.
+
+    Attributes:
+        spec: what it is.
+        digest: leaf digest, hexadecimal.
+        chunks: chunk digests where there are several.
+    """
+
+    spec: LeafSpec
+    digest: str
+    chunks: tuple[bytes, ...] = ()
+
+
+def digested(root: Any, known: Mapping[str, LeafDigest] | None = None) -> Any:
+    """The same tree with `DigestedLeaf`s at its leaves.
+
+    Args:
+        root: `Node`s with `vcjax.tree.Leaf`s at their ends.
+        known: digests by leaf path that need not be computed.
+    """
+    known = known or {}
+    missing = {path: leaf for path, leaf in leaf_dict(root).items() if path not in known}
+    found = {**known, **digest_leaves(missing)}
+
+    def payload(path: str, leaf: Leaf) -> DigestedLeaf:
+        digest = found[path]
+        chunks = digest.chunks if len(digest.chunks) > 1 else ()
+        return DigestedLeaf(leaf.spec, digest.leaf.hex(), chunks)
+
+    return map_leaves(payload, root)
