@@ -1,12 +1,23 @@
 """Reading a repository: revisions, manifests, restore, log and diff."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history
 from vcjax.errors import PrunedError
-from vcjax.history import Commit, Head, History, Manifest, Prunings, Refs, Resolver
+from vcjax.history import (
+    BlamedLeaf,
+    Commit,
+    Head,
+    History,
+    Manifest,
+    Prunings,
+    Refs,
+    Resolver,
+    StoredTrees,
+    TouchWalk,
+)
 from vcjax.history.refs import HEADS, TAGS
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
@@ -97,21 +108,98 @@ class Reader:
         return restore(manifest, self.objects, like, paths, verify)
 
     def log(
-        self, *revisions: str | Commit, limit: int | None = None, first_parent: bool = False
+        self,
+        *revisions: str | Commit,
+        limit: int | None = None,
+        first_parent: bool = False,
+        paths: Sequence[str] | str | None = None,
     ) -> Iterator[Commit]:
         """The commits that lead to some revisions, newest first, children before parents.
 
         Args:
-            revisions: where to start; `HEAD` by default.
+            revisions: where to start; `HEAD` by default. A range "A..B" leaves out
+                what leads to A.
             limit: how many at the most.
             first_parent: follow only the first parent of merges.
+            paths: leaf path globs: only commits that changed such a leaf, from
+                manifests alone and simplified as by `git log -- PATH`.
         """
-        heads = [self.resolve(revision).digest for revision in revisions or ("HEAD",)]
-        commits = history.walk(heads, self.history.commit, first_parent)
+        if paths is not None:
+            touches = self.touches(*revisions, paths=paths, first_parent=first_parent)
+            commits = (touch.commit for touch in touches)
+        else:
+            heads, exclude = self._ends(revisions)
+            commits = history.walk(heads, self.history.commit, first_parent, exclude)
         for count, commit in enumerate(commits):
             if count == limit:
                 return
             yield commit
+
+    def touches(
+        self, *revisions: str | Commit, paths: Sequence[str] | str, first_parent: bool = False
+    ) -> TouchWalk:
+        """A walk over the commits that changed some leaves, with how much each changed.
+
+        Args:
+            revisions: as for `log`.
+            paths: leaf path globs.
+            first_parent: follow only the first parent of merges.
+
+        Example:
+            >>> import vcjax
+            >>> repo = vcjax.Repository.init("memory://touches")
+            >>> first = repo.commit({"w": 1, "b": 1})
+            >>> second = repo.commit({"w": 1, "b": 2})
+            >>> [touch.counts["changed"] for touch in repo.touches(paths="b")]
+            [1, 0]
+        """
+        heads, exclude = self._ends(revisions)
+        globs = [paths] if isinstance(paths, str) else list(paths)
+        trees = StoredTrees(self.history)
+        return TouchWalk(heads, self.history.commit, trees, globs, first_parent, exclude)
+
+    def _ends(self, revisions: Sequence[str | Commit]) -> tuple[list[str], list[str]]:
+        """Digests of the commits where a walk starts, and of those that it leaves out."""
+        heads, exclude = [], []
+        for revision in revisions or ("HEAD",):
+            ends = self.resolver.resolve_range(revision) if isinstance(revision, str) else None
+            if ends is None:
+                heads.append(self.resolve(revision).digest)
+                continue
+            exclude.append(ends[0].digest)
+            heads.append(ends[1].digest)
+        return heads, exclude
+
+    def blame(
+        self,
+        revision: str | Commit = "HEAD",
+        chunks: bool = False,
+        paths: list[str] | str | None = None,
+    ) -> list[BlamedLeaf]:
+        """The commit that last changed each leaf, in tree order. Reads manifests alone.
+
+        A leaf that moved is followed to its old path; one that a merge took from a
+        side is that side's.
+
+        Args:
+            revision: whose leaves.
+            chunks: whether to tell it of every chunk (4 MiB) of a leaf by itself.
+            paths: leaf path globs: only these leaves.
+
+        Raises:
+            RevisionError: no such commit.
+            TreeError: a glob matches no leaf.
+
+        Example:
+            >>> import vcjax
+            >>> repo = vcjax.Repository.init("memory://blame")
+            >>> first = repo.commit({"w": 1, "b": 1}, "one")
+            >>> second = repo.commit({"w": 1, "b": 2}, "two")
+            >>> {leaf.path: leaf.commit.message for leaf in repo.blame()}
+            {'b': 'two', 'w': 'one'}
+        """
+        commit = self.resolve(revision)
+        return history.blame(commit, self.history.commit, StoredTrees(self.history), chunks, paths)
 
     def diff(
         self,

@@ -9,6 +9,7 @@ from .commits import full_names as full_names
 from .commits import metric_cells as metric_cells
 from .commits import metric_headings as metric_headings
 from .commits import oneline as oneline
+from .commits import touched as touched
 from .documents import document as document
 from .documents import dumps as dumps
 from .figures import format_bytes as format_bytes
