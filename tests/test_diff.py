@@ -126,6 +126,8 @@ def reference(old, new):
         "cosine": dots / norm_old / norm_new if norm_old and norm_new else norm_old == norm_new,
         "norm_old": norm_old,
         "norm_new": norm_new,
+        "elements": old.size,
+        "changed": int(np.sum(changed)),
         "fraction_changed": np.sum(changed) / max(1, old.size),
         "sign_flips": 0 if wide is np.clongdouble else int(np.sum(a * b < 0)),
         "nonfinite_old": nonfinite[0],

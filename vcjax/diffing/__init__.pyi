@@ -1,4 +1,8 @@
 from .comparing import compare as compare
+from .divergence import divergences as divergences
+from .modules import ModuleChange as ModuleChange
+from .sides import Agreement as Agreement
+from .sides import ThreeWay as ThreeWay
 from .statistics import leaf_statistics as leaf_statistics
 from .treediff import LeafChange as LeafChange
 from .treediff import TreeDiff as TreeDiff

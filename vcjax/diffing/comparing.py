@@ -32,7 +32,7 @@ def compare(old: Any, new: Any) -> TreeDiff:
             origin = sources[leaf.digest].pop(0)
             moved.add(origin)
             spec = before[origin].spec
-            changes.append(LeafChange(path, "moved", spec, leaf.spec, old_path=origin))
+            changes.append(LeafChange(path, "moved", spec, leaf.spec, old_path=origin, shared=1.0))
         else:
             changes.append(LeafChange(path, "added", None, leaf.spec))
     for path, leaf in before.items():

@@ -223,6 +223,8 @@ def _combined(elements: int, blocks: Iterable[_Parts]) -> dict[str, float]:
         "cosine": _cosine(columns.old[0], columns.new[0], columns.dots, norm_old, norm_new),
         "norm_old": norm_old,
         "norm_new": norm_new,
+        "elements": elements,
+        "changed": int(np.sum(columns.changed)),
         "fraction_changed": int(np.sum(columns.changed)) / max(1, elements),
         "sign_flips": int(np.sum(columns.sign_flips)),
         "nonfinite_old": int(np.sum(columns.nonfinite_old)),

@@ -1,14 +1,39 @@
-"""`TreeDiff`: the changes between two trees, as data and as text. Needs no JAX."""
+"""`TreeDiff`: the changes between two trees, as data and as text. Needs no JAX.
+
+What a diff holds, from the outside in:
+
+- `TreeDiff.changes`: one `LeafChange` per leaf: `path`, `status`, `old`, `new`, `stats`, and
+  `old_path` (moved leaves), `relation` and `note` (what was kept of a leaf that was cast,
+  transposed, grown, …). A leaf that moved *and* changed has status "moved" and `stats` that
+  are not None; one that only moved has `stats` None.
+- `TreeDiff.structure`: containers that differ in a way that no leaf shows.
+- `TreeDiff.structural_divergence`, `.contextual_divergence`: MGit's two views in a number.
+- `TreeDiff.rollup(depth)`: `ModuleChange`s, figures and counts per path prefix.
+- `TreeDiff.three_way`: a `ThreeWay` where a base was given, else None.
+
+`LeafChange.stats` is a mapping. Always in it (see `leaf_statistics`): elements, changed,
+fraction_changed, l2, relative_l2, max_abs, cosine, norm_old, norm_new, sign_flips, nan_old,
+nan_new, inf_old, inf_new, nonfinite_old, nonfinite_new, rows, rows_touched, columns,
+columns_touched, blocks, blocks_touched, learning_rate_scale, scale, update, update_bytes,
+dense_bytes. With `stats="full"` also (see `spectrum`): singular_values, effective_rank, energy,
+spectral_norm, update_rank, histogram.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vcjax.diffing.divergence import divergences
+from vcjax.diffing.modules import ModuleChange, roll_up
+from vcjax.diffing.sides import ThreeWay
 from vcjax.tree import LeafSpec, select
 
 Status = Literal["added", "removed", "changed", "moved", "unchanged"]
 MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">", "unchanged": "="}
+
+Relation = Literal["cast", "rounded", "transposed", "reshaped", "grown", "shrunk", "permuted"]
+"""How the content of a leaf follows from what it was; see `relation_of`."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +45,27 @@ class LeafChange:
         status: added, removed, changed, moved or unchanged.
         old: its spec in the old tree, or None.
         new: its spec in the new tree, or None.
-        stats: figures of the difference (see `leaf_statistics`), for changed
-            leaves that are arrays of numbers of one shape; None for others, such as keys.
-        old_path: leaf path in the old tree, for moved leaves.
+        stats: figures of the difference (see `leaf_statistics`), for leaves whose
+            content changed and that are arrays of numbers of one shape and dtype; None
+            for others, such as keys.
+        old_path: leaf path in the old tree, for moved leaves. A moved leaf with
+            `stats` changed as well.
+        shared: the fraction of its chunks that both sides have alike, by digest.
+        relation: the kind of what was kept: cast, rounded, transposed, reshaped,
+            grown, shrunk or permuted; None if nothing was found, or not looked for.
+        note: the same in words: "bfloat16 of the same values", "transposed",
+            "grew 3 rows, the rest equal", "permuted rows".
     """
 
     path: str
     status: Status
     old: LeafSpec | None
     new: LeafSpec | None
-    stats: Mapping[str, float] | None = None
+    stats: Mapping[str, Any] | None = None
     old_path: str | None = None
+    shared: float = 0.0
+    relation: Relation | None = None
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -41,18 +76,26 @@ class LeafChange:
             "new": _spec_dict(self.new),
             "stats": dict(self.stats) if self.stats is not None else None,
             "old_path": self.old_path,
+            "relation": self.relation,
+            "note": self.note,
         }
+
+    @property
+    def content_changed(self) -> bool:
+        """Whether the leaf is on both sides with contents that differ."""
+        return self.status == "changed" or (self.status == "moved" and self.shared < 1)
 
     def describe(self) -> str:
         """The specs, and what became of them: "float32[2,3]", "float32[2] → float32[3]"."""
         if self.status == "moved":
-            return f"{self.new} from {self.old_path}"
+            changed = ", changed" if self.content_changed else ""
+            return f"{self.new} from {self.old_path}{changed}"
         if self.old is None or self.new is None or str(self.old) == str(self.new):
-            return str(self.new or self.old)
-        return f"{self.old} → {self.new}"
+            return str(self.new or self.old) + (f" ({self.note})" if self.note else "")
+        return f"{self.old} → {self.new}" + (f" ({self.note})" if self.note else "")
 
 
-def _figures(stats: Mapping[str, float]) -> str:
+def _figures(stats: Mapping[str, Any]) -> str:
     relative = f"{stats['relative_l2']:.2%}" if stats["norm_old"] or not stats["l2"] else "from 0"
     return (
         f"  l2 {stats['l2']:.4g} ({relative}), max {stats['max_abs']:.4g}, "
@@ -74,10 +117,12 @@ class TreeDiff:
         structure: paths of containers whose kind changed, or that are empty, in
             one tree alone and without a leaf in their place: differences that no
             leaf shows.
+        three_way: what each side did to a common base, where one was given.
     """
 
     changes: tuple[LeafChange, ...]
     structure: tuple[str, ...] = ()
+    three_way: ThreeWay | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -108,10 +153,34 @@ class TreeDiff:
         found = Counter(change.status for change in self.changes)
         return {status: found[status] for status in MARKS}
 
+    @property
+    def structural_divergence(self) -> float:
+        """How far the two differ in paths, shapes and kinds; see `divergences`."""
+        return divergences(self.changes, self.structure)[0]
+
+    @property
+    def contextual_divergence(self) -> float:
+        """How far the two differ in contents too; see `divergences`."""
+        return divergences(self.changes, self.structure)[1]
+
+    def rollup(self, depth: int | None = 1) -> tuple[ModuleChange, ...]:
+        """Counts and figures per module: per path prefix of `depth` segments; see `roll_up`."""
+        return roll_up(self.changes, depth)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; unchanged leaves are counted, not listed."""
         shown = [change.to_dict() for change in self.changes if change.status != "unchanged"]
-        return {"counts": self.counts, "changes": shown, "structure": list(self.structure)}
+        structural, contextual = divergences(self.changes, self.structure)
+        document = {
+            "counts": self.counts,
+            "structural_divergence": structural,
+            "contextual_divergence": contextual,
+            "changes": shown,
+            "structure": list(self.structure),
+        }
+        if self.three_way is not None:
+            document["three_way"] = self.three_way.to_dict()
+        return document
 
     def __str__(self) -> str:
         counts = self.counts
