@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vcjax.diffing import TreeDiff
     from vcjax.merging import MergePlan
     from vcjax.objects import ObjectStore
+    from vcjax.repo.tracing import Trajectory
 
 
 class Reader:
@@ -200,6 +201,30 @@ class Reader:
         """
         commit = self.resolve(revision)
         return history.blame(commit, self.history.commit, StoredTrees(self.history), chunks, paths)
+
+    def trajectory(self, over: str = "HEAD", paths: list[str] | str | None = None) -> "Trajectory":
+        """How leaves moved over a line of history: norm, distance from its start, every step.
+
+        Args:
+            over: a range "A..B": from A to B by first parents, both included; or a
+                revision: from the first commit to it.
+            paths: leaf path globs: only these leaves. Leaves that are no arrays of
+                numbers are left out, and data that were pruned are gaps.
+
+        Raises:
+            RevisionError: first parents do not lead from B to A.
+            TreeError: a glob matches no leaf, or none is an array of numbers.
+
+        Example:
+            >>> import vcjax, numpy as np
+            >>> repo = vcjax.Repository.init("memory://trajectory")
+            >>> commits = [repo.commit({"w": np.float32([3 * i, 4 * i])}) for i in range(3)]
+            >>> repo.trajectory("HEAD~2..HEAD").leaves[0].distance
+            (0.0, 5.0, 10.0)
+        """
+        from vcjax.repo.tracing import trace
+
+        return trace(self, over, paths)
 
     def diff(
         self,

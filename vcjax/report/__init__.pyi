@@ -18,9 +18,16 @@ from .figures import format_time as format_time
 from .graph import Row as Row
 from .graph import draw as draw
 from .graph import topological as topological
+from .heat import heat_map as heat_map
 from .lines import Line as Line
 from .lines import Span as Span
 from .lines import line as line
 from .lines import plain as plain
+from .pictures import diff_figure as diff_figure
+from .pictures import histogram_figure as histogram_figure
+from .pictures import save as save
+from .pictures import similarity_figure as similarity_figure
+from .pictures import spectrum_figure as spectrum_figure
+from .pictures import trajectory_figure as trajectory_figure
 from .table import Column as Column
 from .table import table as table

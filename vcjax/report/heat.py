@@ -1,0 +1,80 @@
+"""The heat map of a diff: layers × kinds of parameters."""
+
+from dataclasses import dataclass
+
+from vcjax.diffing import LeafChange, TreeDiff
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One leaf in a heat map.
+
+    Attributes:
+        path: leaf path.
+        status: of its change.
+        value: relative L2 of its change; 0 if unchanged, None where there is no figure.
+    """
+
+    path: str
+    status: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Leaves by layer and kind of parameter.
+
+    Attributes:
+        rows: path of the layer: a leaf path up to its last number, or without its last part.
+        columns: the rest of the leaf path, the most frequent first.
+        cells: one list per row; None where a layer lacks a parameter.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[tuple[Cell | None, ...], ...]
+
+
+def heat_map(diff: TreeDiff) -> HeatMap:
+    """Sorts the leaves of a diff into layers and kinds of parameters.
+
+    What is numbered alike is a layer: `decoder/layers_3/attention/query/kernel`, or
+    `layers/3/attention/…`, is the parameter `attention/query/kernel` of the layer
+    `decoder/layers_3`. Leaves below no number are parameters, by their last part, of the
+    module that holds them.
+    """
+    found: dict[str, dict[str, Cell]] = {}
+    uses: dict[str, int] = {}
+    for change in diff.changes:
+        layer, kind = split(change.path)
+        value = _value(change)
+        found.setdefault(layer, {})[kind] = Cell(change.path, change.status, value)
+        uses[kind] = uses.get(kind, 0) + 1
+    columns = sorted(uses, key=lambda kind: -uses[kind])
+    return HeatMap(
+        tuple(found),
+        tuple(columns),
+        tuple(tuple(row.get(kind) for kind in columns) for row in found.values()),
+    )
+
+
+def split(path: str) -> tuple[str, str]:
+    """The layer and the kind of parameter of a leaf path.
+
+    Example:
+        >>> split("decoder/layers_3/attention/query/kernel")
+        ('decoder/layers_3', 'attention/query/kernel')
+        >>> split("head/kernel"), split("kernel")
+        (('head', 'kernel'), ('', 'kernel'))
+    """
+    parts = path.split("/")
+    numbered = [i for i, part in enumerate(parts[:-1]) if part[-1:].isdigit()]
+    # The outermost number counts: what is numbered inside a layer are its parts.
+    cut = numbered[0] + 1 if numbered else len(parts) - 1
+    return "/".join(parts[:cut]), "/".join(parts[cut:])
+
+
+def _value(change: LeafChange) -> float | None:
+    if change.stats is not None:
+        return float(change.stats["relative_l2"])
+    return 0.0 if change.status == "unchanged" or change.status == "moved" else None
