@@ -1,5 +1,8 @@
+from .changes import ORDERS as ORDERS
+from .changes import arranged as arranged
 from .changes import diff_lines as diff_lines
 from .changes import merge_plan_lines as merge_plan_lines
+from .changes import module_lines as module_lines
 from .changes import stat_lines as stat_lines
 from .commits import commit_document as commit_document
 from .commits import decorations as decorations
@@ -23,6 +26,9 @@ from .lines import Line as Line
 from .lines import Span as Span
 from .lines import line as line
 from .lines import plain as plain
+from .markdown import markdown_report as markdown_report
+from .notebook import notebook_html as notebook_html
+from .page import html_page as html_page
 from .pictures import diff_figure as diff_figure
 from .pictures import histogram_figure as histogram_figure
 from .pictures import save as save

@@ -1,5 +1,6 @@
 """The heat map of a diff: layers × kinds of parameters."""
 
+import re
 from dataclasses import dataclass
 
 from vcjax.diffing import LeafChange, TreeDiff
@@ -50,12 +51,16 @@ def heat_map(diff: TreeDiff) -> HeatMap:
         value = _value(change)
         found.setdefault(layer, {})[kind] = Cell(change.path, change.status, value)
         uses[kind] = uses.get(kind, 0) + 1
+    rows = sorted(found, key=natural)
     columns = sorted(uses, key=lambda kind: -uses[kind])
-    return HeatMap(
-        tuple(found),
-        tuple(columns),
-        tuple(tuple(row.get(kind) for kind in columns) for row in found.values()),
-    )
+    cells = tuple(tuple(found[row].get(kind) for kind in columns) for row in rows)
+    return HeatMap(tuple(rows), tuple(columns), cells)
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """A key that sorts numbers in paths as numbers: layers_9 before layers_10."""
+    parts = re.split(r"([0-9]+)", path)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def split(path: str) -> tuple[str, str]:
