@@ -2,10 +2,14 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const STATUSES = ["changed", "added", "removed", "moved", "unchanged"];
 const SHOWN_AT_FIRST = 60; // rows of the tree that is unfolded when the page opens
+const AT_ONCE = 150; // rows that are drawn at once; laying out 2,000 takes seconds
 
 // -- numbers ------------------------------------------------------------------
 
 const real = (value) => (typeof value === "number" ? value : value === "Infinity" ? Infinity : NaN);
+
+const formats = [4, 6].map((digits) => new Intl.NumberFormat("en", { maximumSignificantDigits: digits }));
+const count = new Intl.NumberFormat("en");
 
 function number(value, digits = 4) {
   const x = real(value);
@@ -13,7 +17,7 @@ function number(value, digits = 4) {
   if (!Number.isFinite(x)) return "∞";
   const size = Math.abs(x);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return x.toExponential(2);
-  return Number(x.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
+  return formats[digits === 6 ? 1 : 0].format(x);
 }
 
 function percent(value) {
@@ -169,7 +173,7 @@ function relativeCell(node) {
 function statusCell(node) {
   if (node.leaf) return element("td", { class: "words" }, element("span", { class: "status " + node.leaf.status }, node.leaf.status));
   const parts = STATUSES.filter((status) => node.statuses[status]).map((status) => element("span", { class: "count", title: status },
-    element("span", { class: "dot " + status }), node.statuses[status].toLocaleString("en"), element("span", { class: "hidden" }, " " + status + " ")));
+    element("span", { class: "dot " + status }), count.format(node.statuses[status]), element("span", { class: "hidden" }, " " + status + " ")));
   return element("td", { class: "words" }, ...parts);
 }
 
@@ -194,9 +198,12 @@ function row(node, level) {
 function toggle(node) {
   const set = node.leaf ? state.open : state.unfolded;
   if (!set.delete(node.path)) set.add(node.path);
+  const before = done, scroller = document.querySelector(".scroll.table"), place = scroller.scrollTop;
   render();
+  if (done < before) more(before - done);
+  scroller.scrollTop = place;
   const again = [...document.querySelectorAll("#rows tr")].find((one) => one.dataset.path === node.path);
-  if (again) again.querySelector("button").focus();
+  if (again) again.querySelector("button").focus({ preventScroll: true });
 }
 
 const HIDDEN = new Set(["histogram", "singular_values", "energy"]);
@@ -230,9 +237,9 @@ function histogram(leaf) {
   const made = chart("Histogram of new − old of " + leaf.path + ", from " + number(low) + " to " + number(high));
   const tall = Math.log1p(Math.max(...counts)) || 1;
   const place = (x) => LEFT + ((WIDTH - 2 * LEFT) * (x - low)) / (high - low || 1);
-  counts.forEach((count, i) => {
-    if (!count) return;
-    const height = ((BOTTOM - TOP) * Math.log1p(count)) / tall;
+  counts.forEach((amount, i) => {
+    if (!amount) return;
+    const height = ((BOTTOM - TOP) * Math.log1p(amount)) / tall;
     made.append(drawn("rect", { class: "bar", x: place(edges[i]), width: Math.max(0.6, place(edges[i + 1]) - place(edges[i]) - 0.4), y: BOTTOM - height, height }));
   });
   if (low < 0 && high > 0) made.append(drawn("line", { class: "zero", x1: place(0), x2: place(0), y1: TOP, y2: BOTTOM }));
@@ -357,6 +364,8 @@ function reveal(path) {
   for (let depth = 1; depth < parts.length; depth++) state.unfolded.add(parts.slice(0, depth).join("/"));
   state.open.add(path);
   render();
+  const place = rows.findIndex(([node]) => node.leaf && node.path === path);
+  if (place >= done) more(place + AT_ONCE - done);
   const row = [...document.querySelectorAll("#rows tr.leaf")].find((one) => one.dataset.path === path);
   row.classList.add("found");
   row.scrollIntoView({ block: "center" });
@@ -384,18 +393,41 @@ function heads() {
   }));
 }
 
+let rows = []; // what visible() gave
+let done = 0; // how many of them are drawn
+const body = document.getElementById("rows");
+
 function render() {
   heads();
-  const rows = visible();
+  rows = visible();
+  done = 0;
+  body.replaceChildren();
+  more();
+  const matching = gathered(top_).length;
+  document.getElementById("shown").textContent = count.format(matching) + " of " + count.format(data.leaves.length) + " leaves";
+}
+
+/* Draws the next rows; the last one, when it comes into view, asks for those after it. */
+function more(limit = AT_ONCE) {
   const made = document.createDocumentFragment();
-  for (const [node, level] of rows) {
+  for (const [node, level] of rows.slice(done, done + limit)) {
     made.append(row(node, level));
     if (node.leaf && state.open.has(node.path)) made.append(detail(node));
   }
-  document.getElementById("rows").replaceChildren(made);
-  const count = gathered(top_).length;
-  document.getElementById("shown").textContent = count.toLocaleString("en") + " of " + data.leaves.length.toLocaleString("en") + " leaves";
+  done = Math.min(rows.length, done + limit);
+  if (body.lastElementChild && body.lastElementChild.classList.contains("more")) body.lastElementChild.remove();
+  body.append(made);
+  if (done === rows.length) return;
+  const button = element("button", { type: "button", class: "toggle" }, "Show more: " + count.format(rows.length - done) + " rows are left");
+  button.addEventListener("click", () => more());
+  const last = element("tr", { class: "more" }, element("td", { colspan: COLUMNS.length, class: "first" }, button));
+  body.append(last);
+  watcher.disconnect();
+  watcher.observe(last);
 }
+
+const watcher = new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) more(); });
+addEventListener("beforeprint", () => more(Infinity));
 
 function everyModule(nodes, found = []) {
   for (const node of nodes) if (!node.leaf) { found.push(node.path); everyModule(node.children, found); }
