@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_COUNTS = (
-    *("elements", "changed", "sign_flips", "nan_old", "nan_new", "inf_old", "inf_new"),
-    *("nonfinite_old", "nonfinite_new", "update_bytes", "dense_bytes"),
-)
+_COUNTS = ("elements", "changed", "sign_flips", "nan_old", "nan_new", "inf_old", "inf_new")
+_SIZES = ("update_bytes", "dense_bytes")
 
 
 @dataclass(frozen=True)
@@ -62,28 +60,49 @@ def _module(path: str, members: Sequence[Any]) -> ModuleChange:
 
 
 def combined(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of several leaves joined end to end, from those of each (`leaf_statistics`)."""
+    """The figures of several leaves, or parts of one, joined end to end, from those of each.
+
+    Norms add as squares and products of vectors as products, so the result is what
+    one pass over all would have found, up to rounding in float64.
+    """
+    if len(figures) == 1 and "nonfinite_old" in figures[0]:
+        return dict(figures[0])
     l2, norm_old, norm_new = (
-        math.hypot(*(leaf[name] for leaf in figures)) for name in ("l2", "norm_old", "norm_new")
+        math.hypot(*(part[name] for part in figures)) for name in ("l2", "norm_old", "norm_new")
     )
-    total: dict[str, Any] = {
-        name: sum(leaf[name] for leaf in figures) for name in _COUNTS if name in figures[0]
-    }
-    cosine = 1.0 if norm_old == norm_new else 0.0
-    if norm_old and norm_new:
-        # The inner product of a leaf is cosine · norm · norm; divided first, nothing overflows.
-        parts = (
-            leaf["cosine"] * (leaf["norm_old"] / norm_old) * (leaf["norm_new"] / norm_new)
-            for leaf in figures
-        )
-        cosine = min(1.0, max(-1.0, math.fsum(parts)))
+    total: dict[str, Any] = {name: sum(part[name] for part in figures) for name in _COUNTS}
+    sizes = [name for name in _SIZES if name in figures[0]]
+    total |= {name: sum(part[name] for part in figures) for name in sizes}
     return total | {
+        "nonfinite_old": total["nan_old"] + total["inf_old"],
+        "nonfinite_new": total["nan_new"] + total["inf_new"],
         "l2": l2,
         "relative_l2": l2 / norm_old if norm_old else (math.inf if l2 else 0.0),
-        "max_abs": max(leaf["max_abs"] for leaf in figures),
-        "cosine": cosine,
+        "max_abs": max(part["max_abs"] for part in figures),
+        "cosine": _joined(
+            figures, "cosine", "norm_new", norm_old, norm_new, float(norm_old == norm_new)
+        ),
+        "alignment": _joined(figures, "alignment", "l2", norm_old, l2, 0.0),
         "norm_old": norm_old,
         "norm_new": norm_new,
         "fraction_changed": total["changed"] / max(1, total["elements"]),
         "learning_rate_scale": l2 / math.sqrt(total["changed"]) if total["changed"] else 0.0,
     }
+
+
+def _joined(
+    figures: Sequence[Mapping[str, Any]],
+    cosine: str,
+    other: str,
+    norm_old: float,
+    norm: float,
+    neither: float,
+) -> float:
+    """The cosine between vectors joined end to end: of old, and of what has the norm `other`."""
+    if not norm_old or not norm:
+        return neither
+    # An inner product is cosine · norm · norm; divided first, nothing overflows.
+    parts = (
+        part[cosine] * (part["norm_old"] / norm_old) * (part[other] / norm) for part in figures
+    )
+    return min(1.0, max(-1.0, math.fsum(parts)))

@@ -1,37 +1,47 @@
 """Figures of the difference of two leaves, in one pass over both, block by block."""
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vcjax.diffing.modules import combined
+from vcjax.diffing.patterns import Pattern
+from vcjax.diffing.suggesting import suggestion
 from vcjax.tree import storage_dtype
 
-TILE = 4096
-"""Elements per partial sum of the compiled pass, which are float32 and added up in float64."""
+LANES = 4096
+"""Sums that the compiled pass keeps side by side; 14 of them fit into the second-level cache."""
 
-BLOCK = 1024 * TILE
-"""Elements that are compiled and fetched at once: 16 MiB of float32 of either side."""
+ROWS = 256
+"""Rows of `LANES` elements that one call of the compiled pass takes, at most."""
 
-HOST_BLOCK = 1 << 16
+BLOCK = ROWS * LANES
+"""Elements of one call: 4 MiB of float32 of either side, as much as a chunk. All calls have
+this one shape, so that there is one compilation per dtype (0.5 s on a CPU)."""
+
+HOST_BLOCK = 1 << 14
 """Elements that NumPy goes through at once, so that intermediate results stay in its cache."""
 
-SMALLEST = 1e-25
-"""Norms below this are computed again in float64: XLA's float32 ends at 1e-38, where it takes
-numbers for zero on some devices. What that may hide from larger norms are less than 1e-7 of
-them, for leaves of up to 2^60 elements."""
+SMALLEST = 1e-31
+"""Mean squares below this are computed again in float64: XLA's float32 ends at 1e-38, where it
+takes numbers for zero on some devices. In a larger mean, what that may hide is less than 1e-7."""
 
 _COMPILED = ("float16", "bfloat16", "float32")
 
 
-def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, float]:
+def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
     """Figures of the difference between two contents of a leaf.
 
-    Floating point numbers of 16 and 32 bits are compared by a compiled function,
-    all others by NumPy in float64; differences of integers are exact.
+    Floating point numbers of 16 and 32 bits are compared by a compiled function
+    with compensated sums (Knuth's two-sum: an error of 2^-24 relative per product,
+    none that grows with their number), all others by NumPy in float64;
+    differences of integers are exact.
 
     Args:
         dtype: name of their dtype; keys count as the integers they are made of.
@@ -39,163 +49,244 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, float]:
         new: array of the same shape.
 
     Returns:
+        elements: how many were compared; pairs with a NaN or infinity are left
+            out of all norms and products.
         l2: norm of new − old. max_abs: its largest magnitude.
         norm_old, norm_new: norms of the two.
         relative_l2: l2 / norm_old; inf where norm_old is 0 and l2 is not.
-        cosine: of the angle between the two; 1 if both are 0, 0 if one is.
-        fraction_changed: of the elements; NaN against NaN counts as equal.
+        cosine: of the angle between old and new; 1 if both are 0, 0 if one is.
+        alignment: cosine of the angle between old and new − old; 0 if either is 0.
+        changed, fraction_changed: how many elements differ; 0 and −0 are equal, and
+            so are NaN and NaN.
         sign_flips: number of elements whose sign changed; 0 for complex numbers.
-        nonfinite_old, nonfinite_new: numbers of NaN and infinite elements; pairs
-            with one are left out of all sums.
+        nan_old, nan_new, inf_old, inf_new, nonfinite_old, nonfinite_new: numbers of
+            NaN, of infinite, and of either.
+        rows, rows_touched, columns, columns_touched, blocks, blocks_touched: of the
+            leaf as a matrix (its last axis are the columns; blocks are 64 × 64),
+            how many there are, and in how many an element changed.
+        learning_rate_scale: root mean square of the difference over the elements
+            that changed. Adam moves each weight by the learning rate or less per
+            step (Kingma & Ba 2015, section 2.1), so this is the learning rate of
+            one such step that would have gone this far.
+        scale, scale_residual: the factor α for which α · old is nearest to new, and
+            |new − α old| / |new − old|.
+        update, update_bytes, dense_bytes: see `suggestion`.
 
     Example:
         >>> figures = leaf_statistics("float32", np.float32([3, 0]), np.float32([3, 4]))
         >>> figures["l2"], figures["norm_old"], figures["fraction_changed"]
         (4.0, 3.0, 0.5)
     """
+    shape = np.shape(old)
+    pattern = Pattern(shape)
     old, new = np.reshape(old, -1), np.reshape(new, -1)
-    if storage_dtype(dtype).name in _COMPILED:
-        figures = _combined(old.size, map(_compiled, *_blocks(old, new, BLOCK)))
-        norms = [(figures["norm_old"], old), (figures["norm_new"], new)]
-        vanished = figures["fraction_changed"] > 0 and figures["l2"] < SMALLEST
-        if not vanished and not any(norm < SMALLEST and x.any() for norm, x in norms):
+    figures = block_figures(dtype, old, new)
+    pattern.add(0, old, new, figures["changed"])
+    return finished(dtype, [figures], pattern)
+
+
+def finished(dtype: str, blocks: list[dict[str, Any]], pattern: Pattern) -> dict[str, Any]:
+    """The figures of a leaf from those of its blocks (`block_figures`) and what they touched.
+
+    Elements in no block are equal on both sides: they were not compared.
+    """
+    figures = combined(blocks)
+    figures |= pattern.figures()
+    figures["fraction_changed"] = figures["changed"] / max(1, pattern.elements)
+    figures["coverage"] = figures["elements"] / pattern.elements if pattern.elements else 1.0
+    figures["elements"] = pattern.elements
+    return figures | suggestion(storage_dtype(dtype).itemsize, figures)
+
+
+def block_figures(dtype: str, old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+    """The sums of `leaf_statistics`, of some elements of a leaf.
+
+    Args:
+        dtype: name of their dtype.
+        old: flat array, of any size.
+        new: of the same size.
+    """
+    return combined([_piece(dtype, a, b) for a, b in _cut(old, new, BLOCK)])
+
+
+def _cut(old: np.ndarray, new: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, max(1, old.size), size):
+        yield old[start : start + size], new[start : start + size]
+
+
+def _piece(dtype: str, old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+    if storage_dtype(dtype).name in _COMPILED and old.size:
+        figures = _compiled(old, new)
+        if figures is not None:
             return figures
-    return _combined(old.size, map(_on_host, *_blocks(old, new, HOST_BLOCK)))
+    return combined([_on_host(a, b) for a, b in _cut(old, new, HOST_BLOCK)])
 
 
-def _blocks(old: np.ndarray, new: np.ndarray, size: int) -> tuple[Iterator[np.ndarray], ...]:
-    starts = range(0, max(1, old.size), size)
-    return (old[i : i + size] for i in starts), (new[i : i + size] for i in starts)
+# -- the compiled pass ---------------------------------------------------------
+
+_buffers = threading.local()
 
 
-class _Parts(NamedTuple):
-    """Figures of tiles, to be put together by `_combined`. Each is an array `[tiles]`.
+@cache
+def _cpu() -> Any:
+    return jax.local_devices(backend="cpu")[0]
 
-    Attributes:
-        max_abs: of new − old.
-        difference: (largest part, sum of the squares of what is divided by it).
-        old: likewise.
-        new: likewise.
-        dots: inner products of old and new, so divided.
-        changed: how many elements differ.
-        sign_flips: how many elements have changed their sign.
-        nonfinite_old: how many elements are NaN or infinite.
-        nonfinite_new: likewise.
+
+def _rows(side: str, array: np.ndarray) -> jax.Array:
+    """Up to `BLOCK` elements as `[ROWS, LANES]`: as they are, or in a buffer that is used again.
+
+    What the buffer holds behind them counts for nothing, zeros up to the end of
+    the row aside.
     """
-
-    max_abs: Any
-    difference: tuple[Any, Any]
-    old: tuple[Any, Any]
-    new: tuple[Any, Any]
-    dots: Any
-    changed: Any
-    sign_flips: Any
-    nonfinite_old: Any
-    nonfinite_new: Any
-
-
-def _compiled(old: np.ndarray, new: np.ndarray) -> _Parts:
-    factor, found = jax.device_get(_jitted(_tiles(old), _tiles(new)))
-    parts = _Parts(*jax.tree.map(lambda x: np.asarray(x, np.float64), found))
-    top, squares = parts.difference
-    return parts._replace(max_abs=top / factor, difference=(top / factor, squares))
+    if array.size == BLOCK and array.ctypes.data % 64 == 0:
+        return jax.device_put(array.reshape(ROWS, LANES), _cpu())  # no copy
+    held = _buffers.__dict__.setdefault(f"{side} {array.dtype.name}", None)
+    if held is None:
+        memory = np.empty(BLOCK * array.dtype.itemsize + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        held = memory[start : start + BLOCK * array.dtype.itemsize].view(array.dtype)
+        _buffers.__dict__[f"{side} {array.dtype.name}"] = held
+    held[: array.size] = array
+    held[array.size : -(-array.size // LANES) * LANES] = 0
+    return jax.device_put(held.reshape(ROWS, LANES), _cpu())
 
 
-def _tiles(array: np.ndarray) -> np.ndarray:
-    """A block in rows of `TILE`, zeros after the end.
+def _compiled(old: np.ndarray, new: np.ndarray) -> dict[str, Any] | None:
+    """Figures of at most `BLOCK` elements; None where float32 does not do."""
+    rows = np.int32(-(-old.size // LANES))
+    sums, top, counts = jax.device_get(_pass(_rows("old", old), _rows("new", new), rows))
+    squares, squares_old, squares_new, product = (
+        float(np.sum(high, dtype=np.float64) + np.sum(low, dtype=np.float64)) for high, low in sums
+    )
+    least = SMALLEST * old.size
+    if not math.isfinite(squares + squares_old + squares_new):  # NaN, infinity, or overflow
+        return None
+    changed = int(np.sum(counts & 0xFFFF, dtype=np.int64))
+    if changed and squares < least:
+        return None
+    for total, array in ((squares_old, old), (squares_new, new)):
+        if total < least and array.view(f"u{array.dtype.itemsize}").any():
+            return None
+    if min(squares_old, squares_new) < 1e-6 * max(squares_old, squares_new):
+        return None  # what the cosine is made of would cancel
+    l2, norm_old, norm_new = map(math.sqrt, (squares, squares_old, squares_new))
+    alignment = product / norm_old / l2 if norm_old and l2 else 0.0
+    cosine = float(norm_old == norm_new)
+    if norm_old and norm_new:
+        cosine = (squares_old + squares_new - squares) / (2 * norm_old * norm_new)
+    return {
+        **_nothing(old.size),
+        "l2": l2,
+        "norm_old": norm_old,
+        "norm_new": norm_new,
+        "cosine": min(1.0, max(-1.0, cosine)),
+        "alignment": min(1.0, max(-1.0, alignment)),
+        "max_abs": float(np.max(top)),
+        "changed": changed,
+        "sign_flips": int(np.sum(counts >> 16, dtype=np.int64)),
+    }
 
-    The number of rows is a power of two: few shapes mean few compilations.
-    """
-    rows = 1 << max(0, math.ceil(array.size / TILE) - 1).bit_length()
-    if array.size != rows * TILE:
-        padded = np.zeros(rows * TILE, array.dtype)
-        padded[: array.size] = array
-        array = padded
-    return array.reshape(rows, TILE)
+
+def _nothing(elements: int) -> dict[str, Any]:
+    names = ("sign_flips", "nan_old", "nan_new", "inf_old", "inf_new")
+    return {"elements": elements, **dict.fromkeys(names, 0)}
 
 
 @jax.jit
-def _jitted(old: jax.Array, new: jax.Array) -> tuple[jax.Array, _Parts]:
-    """By what differences were multiplied, and the figures of `[rows, TILE]` arrays by row.
+def _pass(old: jax.Array, new: jax.Array, rows: jax.Array) -> Any:
+    """Sums over the first rows of two arrays `[ROWS, LANES]`, one per lane, all in one loop.
 
-    Squares are taken of numbers divided by the tile's largest one: without that a
-    difference of 1e-20 would vanish, and one of 1e20 overflow. Where differences
-    themselves overflow, all of the tile are halved. Equality and signs are read
-    off the bits, as XLA may take the smallest numbers for zero.
+    Equality and signs are read off the bits, as XLA may take the smallest numbers
+    for zero.
+
+    Returns:
+        Of new − old, old, new and old · (new − old): (sum of squares or products,
+        what rounding took from it); the largest |new − old|; and how many elements
+        changed + 2^16 times how many changed their sign. All `[LANES]`.
     """
     width = 8 * old.dtype.itemsize
     unsigned = jnp.uint32 if width == 32 else jnp.uint16
-    bits_old, bits_new = (jax.lax.bitcast_convert_type(x, unsigned) for x in (old, new))
-    finite_old, finite_new = jnp.isfinite(old), jnp.isfinite(new)
-    both = finite_old & finite_new
-    nonzero_old, nonzero_new = bits_old << 1 != 0, bits_new << 1 != 0
-    changed = (bits_old != bits_new) & (nonzero_old | nonzero_new)
-    changed &= ~(jnp.isnan(old) & jnp.isnan(new))
-    flips = ((bits_old ^ bits_new) >> (width - 1) != 0) & nonzero_old & nonzero_new & both
+    one = unsigned(1)
 
-    a = jnp.where(both, old.astype(jnp.float32), 0)
-    b = jnp.where(both, new.astype(jnp.float32), 0)
-    overflows = jnp.any(jnp.isinf(b - a), axis=1)
-    factor = jnp.where(overflows, jnp.float32(0.5), jnp.float32(1))
-    difference = b * factor[:, None] - a * factor[:, None]
+    def bits(values: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(values, unsigned)
 
-    def scaled(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        top = jnp.max(jnp.abs(values), axis=1, keepdims=True)
-        # XLA multiplies by 1 / top, which it takes for zero where top is 1e38.
-        smaller = jnp.where(top > 2.0**64, jnp.float32(2.0**-64), jnp.float32(1))
-        return top[:, 0], values * smaller / jnp.where(top == 0, 1, top * smaller)
+    def body(index: Any, carry: Any) -> Any:
+        sums, top, counts = carry
+        x, y = old[index], new[index]
+        b_x, b_y = bits(x), bits(y)
+        nonzero_x, nonzero_y = b_x << one != 0, b_y << one != 0
+        changed = (b_x != b_y) & (nonzero_x | nonzero_y)
+        flipped = ((b_x ^ b_y) >> unsigned(width - 1) != 0) & nonzero_x & nonzero_y
+        counts += changed.astype(jnp.uint32) + (flipped.astype(jnp.uint32) << jnp.uint32(16))
+        a, b = x.astype(jnp.float32), y.astype(jnp.float32)
+        d = b - a
+        terms = (d * d, a * a, b * b, a * d)
+        pairs = zip(sums, terms, strict=True)
+        sums = tuple(_two_sum(total, lost, term) for (total, lost), term in pairs)
+        return sums, jnp.maximum(top, jnp.abs(d)), counts
 
-    top_d, unit_d = scaled(difference)
-    top_a, unit_a = scaled(a)
-    top_b, unit_b = scaled(b)
-    return factor, _Parts(
-        top_d,
-        (top_d, _sum(unit_d * unit_d)),
-        (top_a, _sum(unit_a * unit_a)),
-        (top_b, _sum(unit_b * unit_b)),
-        _sum(unit_a * unit_b),
-        *(jnp.sum(x, axis=1) for x in (changed, flips, ~finite_old, ~finite_new)),
-    )
+    zero = jnp.zeros(old.shape[1], jnp.float32)
+    start = ((zero, zero),) * 4, zero, jnp.zeros(old.shape[1], jnp.uint32)
+    return jax.lax.fori_loop(jnp.int32(0), rows, body, start)
 
 
-def _sum(values: jax.Array) -> jax.Array:
-    """Sums of rows in three rounds of 16: one after the other they would lose two digits."""
-    return values.reshape(-1, 16, 16, 16).sum(3).sum(2).sum(1)
+def _two_sum(total: jax.Array, lost: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`total + term`, and what rounding has taken from it so far (Knuth, TAOCP 2, 4.2.2)."""
+    found = total + term
+    part = found - total
+    return found, lost + ((total - (found - part)) + (term - part))
 
 
-def _on_host(old: np.ndarray, new: np.ndarray) -> _Parts:
-    """The figures of one block, as one tile, in float64."""
+# -- the same by NumPy ---------------------------------------------------------
+
+
+def _on_host(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+    """The figures of a few elements, in float64.
+
+    Squares are taken of numbers divided by the largest one: without that a
+    difference of 1e-200 would vanish, and one of 1e200 overflow. Where differences
+    themselves overflow, all are halved.
+    """
     complex_ = "complex" in old.dtype.name
     a, b = (x.astype(np.complex128 if complex_ else np.float64) for x in (old, new))
+    nan_old, nan_new = np.isnan(a), np.isnan(b)
     finite_old, finite_new = np.isfinite(a), np.isfinite(b)
-    changed = (old != new) & ~(np.isnan(a) & np.isnan(b))
+    changed = (old != new) & ~(nan_old & nan_new)
     a[~(finite_old & finite_new)] = b[~(finite_old & finite_new)] = 0
     factor = 1.0
     with np.errstate(over="ignore", invalid="ignore"):
         if old.dtype.kind in "iu" and old.dtype.itemsize == 8:
             # As float64, neighbours would be equal. uint64 counts modulo 2^64.
             one, other = old.view(np.uint64), new.view(np.uint64)
-            difference = np.where(new >= old, other - one, one - other).astype(np.float64)
+            size = np.where(new >= old, other - one, one - other).astype(np.float64)
+            difference = np.where(new >= old, size, -size)
         else:
             difference = b - a
         if not np.isfinite(difference).all():
             factor = 0.5
             difference = b * factor - a * factor
-        largest = np.max(np.abs(difference), initial=0) / factor
-        top_d, unit_d = _scaled(difference)
-        top_d = top_d / factor
-    (top_a, unit_a), (top_b, unit_b) = _scaled(a), _scaled(b)
-    return _Parts(
-        largest,
-        (top_d, unit_d @ unit_d),
-        (top_a, unit_a @ unit_a),
-        (top_b, unit_b @ unit_b),
-        unit_a @ unit_b,
-        np.sum(changed),
-        0 if complex_ else np.sum(np.sign(a) * np.sign(b) < 0),
-        np.sum(~finite_old),
-        np.sum(~finite_new),
-    )
+        largest = float(np.max(np.abs(difference), initial=0)) / factor
+    (top_d, unit_d), (top_a, unit_a), (top_b, unit_b) = map(_scaled, (difference, a, b))
+    l2, norm_a, norm_b = (math.sqrt(float(unit @ unit)) for unit in (unit_d, unit_a, unit_b))
+    counts = {
+        "nan_old": nan_old,
+        "nan_new": nan_new,
+        "inf_old": ~finite_old & ~nan_old,
+        "inf_new": ~finite_new & ~nan_new,
+    }
+    return {
+        **_nothing(old.size),
+        "l2": top_d / factor * l2,
+        "norm_old": top_a * norm_a,
+        "norm_new": top_b * norm_b,
+        "cosine": _cosine(unit_a, unit_b, norm_a, norm_b, float(norm_a == norm_b)),
+        "alignment": _cosine(unit_a, unit_d, norm_a, l2, 0.0),
+        "max_abs": largest,
+        "changed": int(np.sum(changed)),
+        "sign_flips": 0 if complex_ else int(np.sum(np.sign(a) * np.sign(b) < 0)),
+        **{name: int(np.sum(found)) for name, found in counts.items()},
+    }
 
 
 def _scaled(values: np.ndarray) -> tuple[float, np.ndarray]:
@@ -205,37 +296,8 @@ def _scaled(values: np.ndarray) -> tuple[float, np.ndarray]:
     return top, reals / (top or 1)
 
 
-def _norm(tops: np.ndarray, sums: np.ndarray) -> float:
-    largest = float(np.max(tops))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    return largest * math.sqrt(math.fsum((tops / largest) ** 2 * sums))
-
-
-def _combined(elements: int, blocks: Iterable[_Parts]) -> dict[str, float]:
-    """The figures of a leaf of those of its blocks."""
-    columns = jax.tree.map(lambda *x: np.concatenate([np.atleast_1d(y) for y in x]), *blocks)
-    l2, norm_old, norm_new = map(_norm, *zip(*columns[1:4], strict=True))
-    return {
-        "l2": l2,
-        "relative_l2": l2 / norm_old if norm_old else (math.inf if l2 else 0.0),
-        "max_abs": float(np.max(columns.max_abs)),
-        "cosine": _cosine(columns.old[0], columns.new[0], columns.dots, norm_old, norm_new),
-        "norm_old": norm_old,
-        "norm_new": norm_new,
-        "elements": elements,
-        "changed": int(np.sum(columns.changed)),
-        "fraction_changed": int(np.sum(columns.changed)) / max(1, elements),
-        "sign_flips": int(np.sum(columns.sign_flips)),
-        "nonfinite_old": int(np.sum(columns.nonfinite_old)),
-        "nonfinite_new": int(np.sum(columns.nonfinite_new)),
-    }
-
-
-def _cosine(
-    tops_old: np.ndarray, tops_new: np.ndarray, dots: np.ndarray, norm_old: float, norm_new: float
-) -> float:
-    if norm_old == 0 or norm_new == 0:
-        return 1.0 if norm_old == norm_new else 0.0
-    cosine = math.fsum((tops_old / norm_old) * (tops_new / norm_new) * dots)
-    return min(1.0, max(-1.0, cosine))
+def _cosine(a: np.ndarray, b: np.ndarray, norm_a: float, norm_b: float, other: float) -> float:
+    """Of the angle between two vectors of these norms; `other` where one of them is zero."""
+    if norm_a == 0 or norm_b == 0:
+        return other
+    return min(1.0, max(-1.0, float(a @ b) / norm_a / norm_b))

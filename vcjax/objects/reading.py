@@ -64,7 +64,7 @@ def _fetch_objects(store: Store, items: Sequence[tuple[str, LeafEntry]]) -> Iter
         while flying and in_flight + entry.nbytes > IN_FLIGHT_BYTES:
             in_flight -= flying[0].entry.nbytes
             yield _arrived(store, flying.popleft())
-        chain = _chain(store, path, entry, header)
+        chain = chain_of(store, path, entry, header)
         buffer = arrays.aligned_buffer(entry.spec.shape, entry.spec.dtype)
         flying.append(_Flight(path, entry, buffer, _start(store, path, entry, chain, buffer)))
         in_flight += entry.nbytes
@@ -72,7 +72,7 @@ def _fetch_objects(store: Store, items: Sequence[tuple[str, LeafEntry]]) -> Iter
         yield _arrived(store, flying.popleft())
 
 
-def _chain(
+def chain_of(
     store: Store, path: str, entry: LeafEntry, header: ArrayHeader | None
 ) -> list[ArrayHeader]:
     """The header of a leaf object and those of the bases it stands on, all checked."""

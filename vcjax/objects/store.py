@@ -8,7 +8,7 @@ import numpy as np
 from vcjax.errors import CorruptionError
 from vcjax.hashing import digest_arrays
 from vcjax.history import LeafEntry
-from vcjax.objects import reading, writing
+from vcjax.objects import partial, reading, writing
 from vcjax.objects.arrays import ArrayHeader
 from vcjax.objects.layout import (
     HINT,
@@ -99,6 +99,14 @@ class ObjectStore:
                 yield from _verified(window, verify)
                 held = 0
         yield from _verified(window, verify)
+
+    def open_parts(self, entries: Mapping[str, LeafEntry]) -> partial.PartialReader:
+        """Opens array leaves that have an object of their own, to read them chunk by chunk.
+
+        Raises:
+            CorruptionError: a leaf is damaged or gone; names its path and object.
+        """
+        return partial.PartialReader(self.store, entries)
 
 
 def _verified(window: deque[reading.Fetched], verify: bool) -> Iterator[tuple[str, np.ndarray]]:

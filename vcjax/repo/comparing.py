@@ -1,69 +1,92 @@
-"""Comparing two commits: digests first, data only of leaves that changed."""
+"""Comparing commits: digests first, then only the chunks that differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from vcjax import diffing
-from vcjax.diffing.statistics import leaf_statistics
-from vcjax.diffing.trees import has_statistics, with_figures
-from vcjax.history import LeafEntry, Manifest
+from vcjax.diffing import batches as batches
+from vcjax.history import Manifest
 from vcjax.objects import ObjectStore
 
 BATCH_BYTES = 64 * 1024 * 1024
-"""How much of both sides together is held in memory at once, leaves larger than this aside.
+"""How much of both sides together is prepared at once: small leaves are read together, and
+headers of large ones. Large leaves are then read in runs of a few chunks."""
 
-Comparing 268 MB of 64 leaves that all changed then peaks at 1.2 times their size; with
-256 MiB of either side it was 2.6 times.
-"""
+
+class CommitContent:
+    """The contents of a commit's leaves: small ones by the batch, large ones by the chunk.
+
+    Args:
+        manifest: of the commit.
+        objects: where the leaves are.
+    """
+
+    lazy = True
+
+    def __init__(self, manifest: Manifest, objects: ObjectStore):
+        self._leaves = manifest.leaves
+        self._objects = objects
+        self._small: dict[str, np.ndarray] = {}
+        self._large: Any = None
+        self._opened: frozenset[str] = frozenset()
+
+    def prepare(self, paths: Sequence[str]) -> None:
+        """See `vcjax.diffing.Content`."""
+        entries = {path: self._leaves[path] for path in paths}
+        small = {path: entry for path, entry in entries.items() if not entry.is_object}
+        large = {path: entry for path, entry in entries.items() if entry.is_object}
+        self._small = dict(self._objects.read(small))
+        self._large = self._objects.open_parts(large)
+        self._opened = frozenset(large)
+
+    def read(self, path: str, first: int, last: int) -> np.ndarray:
+        """See `vcjax.diffing.Content`."""
+        if path in self._small:
+            return self._small[path].reshape(-1)  # of less than a chunk
+        if path in self._opened:
+            return self._large.read(path, first, last)
+        entry = {path: self._leaves[path]}
+        if entry[path].is_object:
+            return self._objects.open_parts(entry).read(path, first, last)
+        return next(iter(self._objects.read(entry)))[1].reshape(-1)
+
+
+def side(manifest: Manifest, objects: ObjectStore) -> tuple[Any, CommitContent]:
+    """A commit as one side of a diff (`vcjax.diffing.examine`)."""
+    return manifest.root, CommitContent(manifest, objects)
 
 
 def compare(
     old: Manifest,
     new: Manifest,
     objects: ObjectStore,
-    stats: bool = True,
+    stats: Any = True,
     paths: list[str] | None = None,
+    base: Manifest | None = None,
 ) -> diffing.TreeDiff:
-    """What changed between two manifests; see `Repository.diff`."""
-    changes = diffing.compare(old.root, new.root).matching(paths)
-    if not stats:
-        return changes
-    sizes = {
-        change.path: old.leaves[change.path].nbytes + new.leaves[change.path].nbytes
-        for change in changes.changes
-        if has_statistics(change)
-    }
-    figures: dict[str, dict[str, float]] = {}
-    for batch in batches(sizes, BATCH_BYTES):
-        before = {path: old.leaves[path] for path in batch}
-        figures |= _measured(objects, before, {path: new.leaves[path] for path in batch})
-    return with_figures(changes, figures)
-
-
-def batches(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
-    """Groups of names, in order, whose sizes add up to `limit` at most; larger ones alone.
+    """What changed between two manifests; see `Repository.diff`.
 
     Args:
-        sizes: {name: bytes}.
-        limit: bytes.
+        old: of the old side.
+        new: of the new one.
+        objects: where the leaves of all are.
+        stats: False, True or "full".
+        paths: leaf path globs: only these leaves.
+        base: of what both come from: then `TreeDiff.three_way` is set.
     """
-    batch: list[str] = []
-    held = 0
-    for name, size in sizes.items():
-        if batch and held + size > limit:
-            yield batch
-            batch, held = [], 0
-        batch.append(name)
-        held += size
-    if batch:
-        yield batch
+    if not stats and base is None:
+        return diffing.compare(old.root, new.root).matching(paths)
+    sides = side(old, objects), side(new, objects)
+    if base is None:
+        return diffing.examine(*sides, stats, paths, BATCH_BYTES)
+    return diffing.examine_sides(*sides, side(base, objects), stats, paths, BATCH_BYTES)
 
 
-def _measured(
-    objects: ObjectStore, old: Mapping[str, LeafEntry], new: Mapping[str, LeafEntry]
-) -> dict[str, dict[str, float]]:
-    """Figures of a batch of leaves. A function, so that its data are gone before the next."""
-    before = dict(objects.read(old))
-    return {
-        path: leaf_statistics(new[path].spec.dtype, before.pop(path), array)
-        for path, array in objects.read(new)
-    }
+def similarity(
+    models: Sequence[Manifest], base: Manifest, objects: ObjectStore, names: Sequence[str]
+) -> diffing.Similarity:
+    """How alike the task vectors of several commits are (`vcjax.diffing.similarity`)."""
+    sides = [side(manifest, objects) for manifest in models]
+    return diffing.similarity_of(sides, side(base, objects), names, BATCH_BYTES)

@@ -1,0 +1,101 @@
+"""Which rows, columns and blocks of a leaf changed, found as its elements stream by."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+BLOCK_SIDE = 64
+"""Rows and columns of the blocks that are counted."""
+
+
+class Pattern:
+    """Which rows, columns and blocks of a leaf have an element that changed.
+
+    The leaf is taken as a matrix: its last axis are the columns, all others
+    together the rows. Scalars and vectors are one row.
+
+    Args:
+        shape: of the leaf.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.elements = math.prod(shape)
+        self._columns = shape[-1] if shape else 1
+        self._rows = self.elements // self._columns if self._columns else 0
+        self._row = np.zeros(self._rows, np.bool_)
+        self._column = np.zeros(self._columns, np.bool_)
+        sides = -(-self._rows // BLOCK_SIDE), -(-self._columns // BLOCK_SIDE)
+        self._block = np.zeros(sides, np.bool_)
+
+    def add(self, start: int, old: np.ndarray, new: np.ndarray, changed: int) -> None:
+        """Takes note of some elements.
+
+        Args:
+            start: place of the first in the leaf, in C order.
+            old: their contents before, flat.
+            new: their contents now.
+            changed: how many of them differ, as `block_figures` counts.
+        """
+        if not changed:
+            return
+        if changed == old.size:
+            self._all(start, start + old.size)
+            return
+        # A row's worth at once, however long the rows are.
+        step = max(1, (1 << 20) // self._columns) * self._columns
+        at = 0
+        while at < old.size:
+            until = min(old.size, (start + at) // step * step + step - start)
+            self._mark(start + at, _differ(old[at:until], new[at:until]))
+            at = until
+
+    def _all(self, start: int, stop: int) -> None:
+        first, last = start // self._columns, (stop - 1) // self._columns
+        self._row[first : last + 1] = True
+        if last > first + 1 or stop - start >= self._columns:
+            self._column[:] = True
+            self._block[-(-start // self._columns) // BLOCK_SIDE : last // BLOCK_SIDE + 1] = True
+            # The first and last row may be there in part.
+        for row in {first, last}:
+            low, high = max(start, row * self._columns), min(stop, (row + 1) * self._columns)
+            low, high = low - row * self._columns, high - row * self._columns
+            self._column[low:high] = True
+            self._block[row // BLOCK_SIDE, low // BLOCK_SIDE : (high - 1) // BLOCK_SIDE + 1] = True
+
+    def _mark(self, start: int, mask: np.ndarray) -> None:
+        """Takes note of a mask of elements from `start` on."""
+        before = start % self._columns
+        after = -(start + mask.size) % self._columns
+        if before or after:
+            mask = np.pad(mask, (before, after))
+        matrix, first = mask.reshape(-1, self._columns), start // self._columns
+        touched = matrix.any(1)
+        self._row[first : first + len(matrix)] |= touched
+        rows = np.flatnonzero(touched)
+        if not rows.size:
+            return
+        if not self._column.all():
+            self._column |= matrix[rows].any(0)
+        edges = np.arange(0, self._columns, BLOCK_SIDE)
+        across = np.logical_or.reduceat(matrix[rows], edges, axis=1)
+        np.logical_or.at(self._block, (first + rows) // BLOCK_SIDE, across)
+
+    def figures(self) -> dict[str, Any]:
+        """How many rows, columns and blocks there are, and how many of them were touched."""
+        found = {}
+        for name, marks in (
+            ("rows", self._row),
+            ("columns", self._column),
+            ("blocks", self._block),
+        ):
+            found[name], found[f"{name}_touched"] = int(marks.size), int(marks.sum())
+        return found
+
+
+def _differ(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Which elements differ; 0 and −0 are equal, and so are NaN and NaN."""
+    different = old != new
+    if old.dtype.kind in "iub":
+        return different
+    return different & ~((old != old) & (new != new))
