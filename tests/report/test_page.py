@@ -265,6 +265,7 @@ def test_it_is_usable_with_2000_leaves(shown):
     # Half a second on a quiet machine; a page that draws all 2,000 rows each time takes 15 s.
     assert time.monotonic() - start < 10
     drawn = len(paths(page))
+    page.locator(".scroll.table").scroll_into_view_if_needed()
     page.locator(".scroll.table").evaluate("part => part.scrollTop = part.scrollHeight")
     page.locator("#rows tr.leaf").nth(drawn).wait_for(state="attached")
     page.locator('#heat-map td[data-leaf="params/layers_70/block_1/a"]').dispatch_event("click")

@@ -37,10 +37,11 @@ def run(session: Session) -> int:
     commit = repo.resolve(session.argument(0, "HEAD"))
     found = repo.blame(commit, chunks=chunks, paths=session.args[1:] or None)
     commits = {leaf.commit.digest: leaf.commit for leaf in found}
+    names = report.full_names(repo.refs.under("refs/").values()) if session.out.json else {}
     fields = {
         "commit": commit.digest,
         "leaves": [leaf.to_dict() for leaf in found],
-        "commits": [report.commit_document(commit) for commit in commits.values()],
+        "commits": [report.commit_document(c, names.get(d, ())) for d, c in commits.items()],
     }
     session.out.report("blame", fields, _lines(found, chunks))
     return 0

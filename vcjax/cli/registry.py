@@ -7,7 +7,7 @@ from vcjax.cli.command import Command, UsageError
 
 GROUPS = {
     "Record and restore": ("init", "commit", "checkout"),
-    "Look": ("log", "show", "ls", "diff", "blame", "plot"),
+    "Look": ("log", "show", "ls", "diff", "similarity", "blame", "plot"),
     "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
     "Take care": ("fsck", "gc", "stats", "doctor"),
     "Learn": ("demo", "help"),

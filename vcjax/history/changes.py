@@ -45,7 +45,7 @@ class StoredTrees:
         if digest not in self._kept:
             data = self._history.manifest_bytes(digest)
             fields = canonical.decode("manifest", 1, digest, data)
-            self._kept[digest] = fields.get("root")
+            self._kept[digest] = fields.get("root", {})
         self._kept.move_to_end(digest)
         if len(self._kept) > KEPT:
             self._kept.popitem(last=False)

@@ -122,7 +122,7 @@ def _touch(
     commit: Commit, changes: dict[str, tuple[StoredLeaf | None, StoredLeaf | None]]
 ) -> Touch:
     origins = moves(changes)
-    counts = dict.fromkeys(("added", "removed", "changed", "moved"), 0)
+    counts: dict[str, int] = {"added": 0, "removed": 0, "changed": 0, "moved": 0}
     nbytes = 0
     for path, (old, new) in changes.items():
         if old is not None and new is None and path in origins.values():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vcjax import history
 from vcjax.errors import PrunedError
@@ -23,7 +23,7 @@ from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 
 if TYPE_CHECKING:
-    from vcjax.diffing import TreeDiff
+    from vcjax.diffing import Similarity, TreeDiff
     from vcjax.merging import MergePlan
     from vcjax.objects import ObjectStore
     from vcjax.repo.tracing import Trajectory
@@ -231,20 +231,39 @@ class Reader:
         old: str | Commit = "HEAD~1",
         new: str | Commit = "HEAD",
         *,
-        stats: bool = True,
+        stats: bool | Literal["full"] = True,
         paths: list[str] | None = None,
+        base: str | Commit | None = None,
     ) -> "TreeDiff":
         """What changed from one commit to another.
 
         Args:
             old: a revision.
             new: a revision.
-            stats: whether to read the leaves that changed and compute figures.
+            stats: whether to read what changed and compute figures; "full" for
+                singular values and histograms too.
             paths: leaf path globs: only these leaves.
+            base: a revision that both come from: then the diff's `three_way` says
+                what each of the two changed of it, and how far they agree.
         """
         from vcjax.repo.comparing import compare
 
-        return compare(self.manifest(old), self.manifest(new), self.objects, stats, paths)
+        origin = None if base is None else self.manifest(base)
+        return compare(self.manifest(old), self.manifest(new), self.objects, stats, paths, origin)
+
+    def similarity(self, revisions: Sequence[str | Commit], base: str | Commit) -> "Similarity":
+        """How alike several commits are in what they changed of a common base.
+
+        Args:
+            revisions: of the commits.
+            base: the revision that they come from.
+        """
+        from vcjax.repo.comparing import similarity
+
+        commits = [self.resolve(revision) for revision in revisions]
+        names = [_name(revision) for revision in revisions]
+        manifests = [self.history.manifest_of(commit) for commit in commits]
+        return similarity(manifests, self.manifest(base), self.objects, names)
 
     def plan_merge(self, ours: str | Commit, theirs: str | Commit) -> "MergePlan":
         """What merging two commits would do to each leaf; reads no data and changes nothing."""
@@ -266,3 +285,7 @@ class Reader:
     def head(self) -> Head:
         """The current branch, or commit when detached."""
         return self.refs.head()
+
+
+def _name(revision: str | Commit) -> str:
+    return revision if isinstance(revision, str) else revision.digest[:8]

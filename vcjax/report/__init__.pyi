@@ -4,6 +4,7 @@ from .changes import diff_lines as diff_lines
 from .changes import merge_plan_lines as merge_plan_lines
 from .changes import module_lines as module_lines
 from .changes import stat_lines as stat_lines
+from .changes import summary as summary
 from .commits import commit_document as commit_document
 from .commits import decorations as decorations
 from .commits import details as details
@@ -35,5 +36,7 @@ from .pictures import save as save
 from .pictures import similarity_figure as similarity_figure
 from .pictures import spectrum_figure as spectrum_figure
 from .pictures import trajectory_figure as trajectory_figure
+from .sides import similarity_lines as similarity_lines
+from .sides import three_way_lines as three_way_lines
 from .table import Column as Column
 from .table import table as table

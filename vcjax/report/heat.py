@@ -48,8 +48,10 @@ def heat_map(diff: TreeDiff) -> HeatMap:
     uses: dict[str, int] = {}
     for change in diff.changes:
         layer, kind = split(change.path)
-        value = _value(change)
-        found.setdefault(layer, {})[kind] = Cell(change.path, change.status, value)
+        row = found.setdefault(layer, {})
+        if change.status == "removed" and kind in row:
+            continue  # another leaf has come in its place
+        row[kind] = Cell(change.path, change.status, _value(change))
         uses[kind] = uses.get(kind, 0) + 1
     rows = sorted(found, key=natural)
     columns = sorted(uses, key=lambda kind: -uses[kind])

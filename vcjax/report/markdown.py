@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vcjax.diffing import LeafChange, ModuleChange, TreeDiff
+from vcjax.diffing import LeafChange, ModuleChange, ThreeWay, TreeDiff
 from vcjax.report.changes import bar, most_changed, summary
 from vcjax.report.figures import format_number
 from vcjax.report.lines import escaped
 from vcjax.report.page import amount, headline
+from vcjax.report.sides import HEADINGS, agreement_cells, agreement_line, verdicts
 
 SHOWN = 20
 """Leaves that are listed at once; the others are folded away."""
@@ -35,6 +36,8 @@ def markdown_report(diff: TreeDiff, *, title: str | None = None) -> str:
     if diff.structure:
         paths = ", ".join(map(_code, diff.structure))
         lines += [f"Containers of another kind: {paths}", ""]
+    if diff.three_way is not None:
+        lines += [*_three_way(diff.three_way), ""]
     changes = most_changed(diff)
     if modules := _changed_modules(diff):
         lines += [*_modules(modules), ""]
@@ -47,6 +50,22 @@ def markdown_report(diff: TreeDiff, *, title: str | None = None) -> str:
     if changes[FOLDED:]:
         lines += ["", f"{len(changes) - FOLDED:,} further leaves are not listed."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _three_way(three: ThreeWay) -> Iterable[str]:
+    """What both sides changed; what one side did is counted."""
+    yield f"Since their common base: {verdicts(three)}."
+    if (total := agreement_line(three)) is not None:
+        yield _text(f"Of the task vectors {total}.")
+    both = three.with_verdict("both")
+    if both:
+        yield ""
+        yield from _head(("changed by both", "ours", "theirs", *map(_text, HEADINGS)), "lllrrrrr")
+    for leaf in both[:SHOWN]:
+        yield _row(_code(leaf.path), leaf.ours, leaf.theirs, *agreement_cells(leaf.stats))
+    if both[SHOWN:]:
+        yield ""
+        yield f"and {len(both) - SHOWN:,} more that both changed."
 
 
 def _share(stats: Mapping[str, Any] | None) -> float:

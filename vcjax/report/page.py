@@ -1,7 +1,7 @@
 """A diff as one HTML page that holds all it needs: it opens from disk and asks no network."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -14,6 +14,7 @@ from vcjax.diffing import LeafChange, ThreeWay, TreeDiff
 from vcjax.report.documents import standard
 from vcjax.report.figures import format_bytes, format_number, format_percent
 from vcjax.report.heat import heat_map
+from vcjax.report.sides import HEADINGS, agreement_cells, agreement_line, verdicts
 
 DIGITS = 6
 """Significant digits of the numbers in the page: more would make it larger and show nothing."""
@@ -157,24 +158,17 @@ def _short(value: Any) -> Any:
 
 
 def _three_way(three: ThreeWay) -> dict[str, Any]:
-    counts = {verdict: n for verdict, n in three.counts.items() if n}
-    words = ", ".join(f"{n:,} {verdict}" for verdict, n in counts.items())
-    names = list(dict.fromkeys(name for leaf in three.leaves for name in leaf.stats or ()))
     rows = [
-        [leaf.path, leaf.verdict, leaf.ours, leaf.theirs, *_cells(leaf.stats, names)]
+        [leaf.path, leaf.verdict, leaf.ours, leaf.theirs, *agreement_cells(leaf.stats)]
         for leaf in three.leaves
         if leaf.verdict != "unchanged"
     ]
+    words = [verdicts(three), agreement_line(three), _VECTORS]
     return {
-        "summary": words + ". Figures are of the two task vectors, ours − base and theirs − base.",
-        "columns": ["leaf", "changed by", "ours", "theirs", *(n.replace("_", " ") for n in names)],
+        "summary": ". ".join(filter(None, words)),
+        "columns": ["leaf", "changed by", "ours", "theirs", *HEADINGS],
         "rows": rows,
     }
 
 
-def _cells(stats: Mapping[str, Any] | None, names: Iterable[str]) -> list[str]:
-    return ["" if stats is None else _cell(stats.get(name)) for name in names]
-
-
-def _cell(value: Any) -> str:
-    return format_number(value) if isinstance(value, int | float) else str(value or "")
+_VECTORS = "Figures are of the two task vectors, ours − base and theirs − base."

@@ -58,8 +58,8 @@ for (const leaf of data.leaves) {
     if (!node.children.has(path)) node.children.set(path, { path, children: new Map() });
     node = node.children.get(path);
   }
-  // A leaf may have the path of a module on the other side: it is told apart by its key.
-  node.children.set("leaf:" + leaf.path, { path: leaf.path, leaf });
+  // A leaf may have the path of a module, or of another leaf, on the other side.
+  node.children.set(leaf.status + ":" + leaf.path, { path: leaf.path, leaf });
 }
 
 function folded(node, above) {
