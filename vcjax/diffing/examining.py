@@ -54,8 +54,14 @@ def examine(
     if stats == "full":
         for pair in pairs:
             figures[pair.path] |= spectrum(pair, figures[pair.path], old[1], new[1])
-    found = {c.path: _finished(c, figures.get(c.path), old[1], new[1]) for c in changes.changes}
-    return replace(changes, changes=tuple(found.values()))
+    # A removed leaf may have the path of one that moved there.
+    measured = (
+        _finished(change, figures.get(change.path), old[1], new[1])
+        if change.new is not None
+        else change
+        for change in changes.changes
+    )
+    return replace(changes, changes=tuple(measured))
 
 
 def _pair(

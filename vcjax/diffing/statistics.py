@@ -155,9 +155,11 @@ def _compiled(old: np.ndarray, new: np.ndarray) -> dict[str, Any] | None:
     """Figures of at most `BLOCK` elements; None where float32 does not do."""
     rows = np.int32(-(-old.size // LANES))
     sums, top, counts = jax.device_get(_pass(_rows("old", old), _rows("new", new), rows))
-    squares, squares_old, squares_new, product = (
-        float(np.sum(high, dtype=np.float64) + np.sum(low, dtype=np.float64)) for high, low in sums
-    )
+    with np.errstate(invalid="ignore"):  # infinities of both signs, which are looked for below
+        squares, squares_old, squares_new, product = (
+            float(np.sum(high, dtype=np.float64) + np.sum(low, dtype=np.float64))
+            for high, low in sums
+        )
     least = SMALLEST * old.size
     if not math.isfinite(squares + squares_old + squares_new):  # NaN, infinity, or overflow
         return None
