@@ -11,7 +11,13 @@ from vcjax import merging
 from vcjax.cli import main, registry
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/getting-started.md", "docs/for-git-users.md", "docs/merging.md")
+PAGES = (
+    "README.md",
+    "docs/getting-started.md",
+    "docs/for-git-users.md",
+    "docs/merging.md",
+    "docs/diff.md",
+)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -62,6 +62,25 @@ def test_of_equal_leaves_each_moves_from_its_namesake(repo):
     assert told(repo) == {"b/bias": "one", "b/scale": "two"}
 
 
+def test_layers_behind_one_that_was_put_in_are_followed(repo):
+    layers = [{"w": array(i), "b": array(0)} for i in range(4)]
+    repo.commit({"layers": layers}, "one")
+    layers[2] = {"w": array(22), "b": array(0)}
+    repo.commit({"layers": layers}, "two")
+    repo.commit({"layers": [layers[0], {"w": array(9), "b": array(5)}, *layers[1:]]}, "put in")
+    found = {leaf.path: leaf for leaf in repo.blame()}
+    by = {path: leaf.commit.message for path, leaf in found.items() if path.endswith("w")}
+    assert list(by.values()) == ["one", "put in", "one", "two", "one"]
+    assert found["layers/3/w"].old_path == "layers/2/w"
+
+
+def test_zeros_that_come_and_go_are_no_move(repo):
+    zero, one = array(0), array(1)
+    repo.commit({"a": zero, "b": one, "c": zero, "d": array(4)}, "one")
+    repo.commit({"a": array(3), "b": zero, "c": zero, "d": array(4)}, "two")
+    assert told(repo) == {"a": "two", "b": "two", "c": "one", "d": "one"}
+
+
 def test_a_copy_is_no_move(repo):
     repo.commit({"a": array(1)}, "one")
     repo.commit({"a": array(1), "b": array(1)}, "copied")

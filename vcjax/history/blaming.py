@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vcjax.history.ancestry import Lookup
-from vcjax.history.changes import StoredLeaf, Trees, changed_leaves, moves, stored_leaves
+from vcjax.history.changes import StoredLeaf, Trees, changed_leaves, moves, shifts, stored_leaves
 from vcjax.history.commit import Commit
 from vcjax.tree import LeafSpec, select
 
@@ -61,8 +61,9 @@ def blame(
     """The commit that last changed each leaf of a commit, in tree order.
 
     As `git blame` does, every commit hands to its parents what it has from them:
-    a leaf that a parent has at the same path, or at a path that is gone in the
-    commit (it moved), is that parent's; the first parent comes first. What is
+    a leaf that a parent has at the same path is that parent's, and so is one whose
+    content left another path in the same step (`moves`, `shifts`); the first parent
+    comes first. What is
     left is the commit's own. Trees of commits with the same tree digest as their
     parent are not read, and no leaf data at all.
 
@@ -128,18 +129,18 @@ def _passed(
     }
     kept: _Suspects = {}
     arrived: _Suspects = {}
-    origins = moves(changed)
+    origins = shifts(changed, trees(parent), trees(commit)) | moves(changed)
     passed = held  # nobody else has it: what differs is taken out of it
     for path, (before, after) in changed.items():
         targets = passed.pop(path, None)
         if targets is None:
             continue
         if path in origins:
-            arrived[origins[path]] = targets
+            arrived.setdefault(origins[path], []).extend(targets)
             continue
         same, other = _by_chunk(before, after, targets)
         if same:
-            arrived[path] = same
+            arrived.setdefault(path, []).extend(same)
         if other:
             kept[path] = other
     passed.update(arrived)

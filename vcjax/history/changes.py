@@ -5,7 +5,7 @@ equal are skipped. A `Manifest` would be four times as slow to make: whoever goe
 through a thousand commits reads their trees with this.
 """
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -182,6 +182,37 @@ def moves(
             found[path] = max(candidates, key=lambda old: _common_end(old, path))
             candidates.remove(found[path])
     return found
+
+
+def shifts(
+    changed: Mapping[str, tuple[StoredLeaf | None, StoredLeaf | None]], old: Fields, new: Fields
+) -> dict[str, str]:
+    """{new path: old path} of leaves whose content has left a path and come to another.
+
+    The old path may still be there, with another content, as when a layer was put in
+    and `layers_3` became `layers_4`. Content that is in several places, such as the
+    zeros of biases, shows nothing and does not count.
+
+    Args:
+        changed: {leaf path: (before, after)}.
+        old: the root of the tree before.
+        new: the root of the tree after.
+    """
+    left = {b.fields["digest"]: path for path, (b, _) in changed.items() if b is not None}
+    found = {
+        path: left[after.fields["digest"]]
+        for path, (_, after) in changed.items()
+        if after is not None and after.fields["digest"] in left
+    }
+    if not found:
+        return {}
+    counts = [Counter(leaf.fields["digest"] for _, leaf in stored_leaves(t)) for t in (old, new)]
+
+    def once(path: str) -> bool:
+        leaf = changed[path][1]
+        return leaf is not None and all(count[leaf.fields["digest"]] == 1 for count in counts)
+
+    return {path: origin for path, origin in found.items() if once(path)}
 
 
 def _common_end(one: str, other: str) -> int:

@@ -84,4 +84,5 @@ def split(path: str) -> tuple[str, str]:
 def _value(change: LeafChange) -> float | None:
     if change.stats is not None:
         return float(change.stats["relative_l2"])
-    return 0.0 if change.status == "unchanged" or change.status == "moved" else None
+    kept = change.status in ("unchanged", "moved") and not change.content_changed
+    return 0.0 if kept else None
