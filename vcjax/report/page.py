@@ -165,7 +165,7 @@ def _three_way(three: ThreeWay) -> dict[str, Any]:
     ]
     words = [verdicts(three), agreement_line(three), _VECTORS]
     return {
-        "summary": ". ".join(filter(None, words)),
+        "summary": ". ".join(text[0].upper() + text[1:] for text in words if text),
         "columns": ["leaf", "changed by", "ours", "theirs", *HEADINGS],
         "rows": rows,
     }

@@ -101,7 +101,8 @@ def _reach(leaf: "LeafTrace") -> float:
 def diff_figure(diff: TreeDiff) -> "Figure":
     """The relative change of every leaf: layers down, kinds of parameters across.
 
-    Leaves without figures are hatched; the scale is logarithmic.
+    The scale is logarithmic. Grey are leaves without such a figure: unchanged ones, what
+    was added or removed, and what was 0 before.
     """
     found = heat_map(diff)
     figure = _figure(2.5 + 0.5 * len(found.columns), 1.6 + 0.24 * len(found.rows))
@@ -112,12 +113,17 @@ def diff_figure(diff: TreeDiff) -> "Figure":
 
 
 def histogram_figure(diff: TreeDiff, paths: Sequence[str] | None = None) -> "Figure":
-    """Histograms of new − old of leaves with `stats="full"`, the most changed ones by default."""
+    """Histograms of new − old of leaves with `stats="full"`; the eight that moved farthest.
+
+    Args:
+        diff: the diff.
+        paths: leaf paths: these instead.
+    """
     return _grid_of(diff, paths, "histogram", _draw_histogram)
 
 
 def spectrum_figure(diff: TreeDiff, paths: Sequence[str] | None = None) -> "Figure":
-    """Singular values of new − old of leaves with `stats="full"`."""
+    """Singular values of new − old of leaves with `stats="full"`; see `histogram_figure`."""
     return _grid_of(diff, paths, "singular_values", _draw_spectrum)
 
 
@@ -161,7 +167,7 @@ def _grid_of(diff: TreeDiff, paths: Sequence[str] | None, name: str, draw: Any) 
     found = [c for c in diff.changes if c.stats is not None and c.stats.get(name)]
     if paths is not None:
         found = [change for change in found if change.path in set(paths)]
-    found = sorted(found, key=relative, reverse=True)[: None if paths is not None else LABELLED]
+    found = sorted(found, key=_distance, reverse=True)[: None if paths is not None else LABELLED]
     if not found:
         raise VcjaxError(f"no leaf of this diff has {name}", hint='diff with stats="full"')
     width = min(4, len(found))
@@ -193,12 +199,11 @@ def _draw_spectrum(axes: "Axes", stats: Mapping[str, Any]) -> None:
 def _plain(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
 
 
-def relative(change: LeafChange) -> float:
-    """How much a leaf changed in proportion; 0 for leaves without figures."""
-    return 0.0 if change.stats is None else float(change.stats["relative_l2"])
+def _distance(change: LeafChange) -> float:
+    return 0.0 if change.stats is None else float(change.stats["l2"])
 
 
 def _log(value: float | None) -> float:

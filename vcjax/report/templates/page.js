@@ -275,8 +275,7 @@ function charts(leaf) {
 
 function gallery() {
   const found = data.leaves.filter((leaf) => hasHistogram(leaf) || hasSpectrum(leaf));
-  const size = (leaf) => (Number.isFinite(real(leaf.stats.relative_l2)) ? leaf.stats.relative_l2 : -1); // from 0: last
-  found.sort((a, b) => size(b) - size(a));
+  found.sort((a, b) => real(b.stats.l2) - real(a.stats.l2));
   for (const leaf of found.slice(0, 9)) {
     const words = [percent(leaf.stats.relative_l2)];
     if (leaf.stats.effective_rank !== undefined && leaf.stats.effective_rank !== null) words.push("effective rank " + number(leaf.stats.effective_rank));
