@@ -6,9 +6,9 @@
 
 A suite is a module with `CONTENDERS` (ours first, then the peer that targets
 refer to, then others), `CASES` {name: description}, `TARGETS` {(case, figure):
-ratio to the peer}, `run(contender, folder)` -> {case: {figure: number}}, and,
-where its figures are not those of `UNITS`, its own `UNITS`. A case or figure that
-a contender does not have is left empty.
+ratio to the peer, or `MoreThan` it}, `run(contender, folder)` -> {case: {figure:
+number}}, and, where its figures are not those of `UNITS`, its own `UNITS`. A case or
+figure that a contender does not have is left empty.
 
 Every contender runs in a process of its own; the contenders take turns, round
 by round, so that a busy machine hurts them alike. Figures are medians over the
@@ -25,6 +25,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 from absl import app, flags
+from suites.measure import MoreThan
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -95,7 +96,7 @@ def render(suite, rounds: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
-def _judged(values: list[float | None], unit: str, target: float | None) -> list[str]:
+def _judged(values: list[float | None], unit: str, target: float | MoreThan | None) -> list[str]:
     """The ratio of our figure to the peer's, and whether it meets the target.
 
     Of rates, whose units end in "/s", more is better; of all else less.
@@ -106,6 +107,9 @@ def _judged(values: list[float | None], unit: str, target: float | None) -> list
     ratio, rate = ours / peer, unit.endswith("/s")
     if target is None:
         return [f"{ratio:.3f}", ""]
+    if isinstance(target, MoreThan):
+        more, met = ours - peer, ours - peer <= target.most
+        return [f"{ratio:.3f}", f"{more:.3f} {unit} more, ≤ {target.most} {'✓' if met else '✗'}"]
     met = ratio >= target if rate else ratio <= target
     return [f"{ratio:.3f}", f"{'≥' if rate else '≤'} {target} {'✓' if met else '✗'}"]
 
@@ -131,5 +135,4 @@ def record(name: str, table: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT / "scripts"))
     app.run(main)

@@ -123,7 +123,7 @@ def train(config: Config, url: str, branch: str = "main") -> vcjax.Commit:
                 values = {name: float(x) for name, x in metrics(state, test_data).items()}
                 manager.save(step, state, values, force=last)
                 logging.info("step %d: %s", step, values)
-        return manager.repo.resolve("HEAD")
+    return manager.repo.resolve("HEAD")  # the last save is finished now
 
 
 def main(argv: list[str]) -> None:

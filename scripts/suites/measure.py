@@ -33,6 +33,17 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class MoreThan:
+    """A target that is a difference to the peer rather than a ratio.
+
+    Attributes:
+        most: how much more than the peer's the figure may be, in its unit.
+    """
+
+    most: float
+
+
 def disk_bytes(folder: Path) -> int:
     """Apparent size of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -54,12 +54,13 @@ class Contender(Protocol):
 
 
 class Vcjax:
-    """`vcjax.CheckpointManager`."""
+    """`vcjax.CheckpointManager`, saving in the foreground."""
 
     def __init__(self, folder: Path):
         import vcjax
 
-        self.manager = vcjax.CheckpointManager(folder)
+        options = vcjax.CheckpointManagerOptions(enable_async_checkpointing=False)
+        self.manager = vcjax.CheckpointManager(folder, options)
 
     def save(self, step: int, tree: Any) -> None:
         """See `Contender`."""

@@ -1,13 +1,18 @@
-"""Which commands there are. Each is the module of its name, with a `COMMAND`."""
+"""Which commands there are. Each is the module of its name, with a `COMMAND`.
+
+A name that is a keyword of Python has an underscore after it as a module.
+"""
 
 import difflib
 import importlib
+import keyword
 
 from vcjax.cli.command import Command, UsageError
 
 GROUPS = {
     "Record and restore": ("init", "commit", "checkout"),
     "Look": ("log", "show", "ls", "diff", "similarity", "blame", "plot"),
+    "Bring in and take out": ("import", "export"),
     "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
     "Take care": ("fsck", "gc", "stats", "doctor"),
     "Learn": ("demo", "help"),
@@ -30,4 +35,5 @@ def load(name: str) -> Command:
         close = difflib.get_close_matches(name, names(), n=2, cutoff=0.5)
         meant = f"did you mean {' or '.join(close)}?" if close else "`vcjax help` lists them"
         raise UsageError(f"there is no command {name!r}", hint=meant)
-    return importlib.import_module(f"vcjax.cli.{name}").COMMAND
+    module = f"{name}_" if keyword.iskeyword(name) else name
+    return importlib.import_module(f"vcjax.cli.{module}").COMMAND

@@ -19,6 +19,12 @@ PACK_ALIGNMENT = 64
 IN_FLIGHT_BYTES = 128 * 1024 * 1024
 """How many bytes may be on their way to or from the store at once."""
 
+LAZY_IN_FLIGHT_BYTES = 8 * 1024 * 1024
+"""The same of leaves that were read only to be stored, besides the one that is read next.
+
+Two chunks: small leaves overlap, and of large ones a single one is on its way.
+"""
+
 RELY_SECONDS = 60.0
 """How long a mark that an object is relied upon serves for further commits."""
 

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -41,18 +42,19 @@ class ObjectStore:
 
         Args:
             leaves: what is to be stored; may hold equal ones. Drawn one by one, so
-                that leaves are digested while earlier ones are being written.
+                that leaves are digested while earlier ones are being written, and
+                not kept: only small ones are, which share a pack.
             known: {leaf digest: entry} of what is stored and referenced already.
 
         Returns:
             One entry per leaf, in order. Durable once the store was synced.
         """
-        staged: list[StagedLeaf] = []
+        entries: list[LeafEntry] = []
         small: dict[str, StagedLeaf] = {}
         writer = ArrayWriter(self.store, self.compress)
         seen: set[str] = set()
         for leaf in leaves:
-            staged.append(leaf)
+            entries.append(writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known))
             if leaf.name in known or leaf.name in seen or leaf.nbytes <= INLINE_BYTES:
                 continue
             seen.add(leaf.name)
@@ -63,7 +65,8 @@ class ObjectStore:
         places = writer.write_pack(list(small.values())) if small else {}
         writer.finish()
         return [
-            writing.entry_of(leaf, leaf.nbytes <= INLINE_BYTES, known, places) for leaf in staged
+            replace(entry, packed=places[entry.digest]) if entry.digest in places else entry
+            for entry in entries
         ]
 
     def hold(self, entries: Sequence[LeafEntry]) -> bool:

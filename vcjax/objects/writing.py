@@ -18,6 +18,7 @@ from vcjax.objects.arrays import ArrayHeader
 from vcjax.objects.layout import (
     DELETION_SECONDS,
     IN_FLIGHT_BYTES,
+    LAZY_IN_FLIGHT_BYTES,
     PACK_ALIGNMENT,
     RELY_SECONDS,
     array_errors,
@@ -36,11 +37,14 @@ class StagedLeaf:
         leaf: spec and data, wherever the data are.
         digest: its identity.
         predecessor: the leaf of the same path in the commit before, if there is one.
+        is_transient: whether the data are there for this alone, and take no memory
+            once they are written.
     """
 
     leaf: "tree.Leaf"
     digest: LeafDigest
     predecessor: LeafEntry | None = None
+    is_transient: bool = False
 
     @cached_property
     def name(self) -> str:
@@ -136,7 +140,8 @@ class ArrayWriter:
                 depth=difference.depth,
             )
         regions, nbytes = _regions(spec, own, leaf.nbytes)
-        while self._flying and self._in_flight + nbytes > IN_FLIGHT_BYTES:
+        limit = LAZY_IN_FLIGHT_BYTES if leaf.is_transient else IN_FLIGHT_BYTES
+        while self._flying and self._in_flight + nbytes > limit:
             self._land()
         folder = header.array_key(key)
         with array_errors(self._store, key, writing=True):
@@ -251,13 +256,12 @@ def entry_of(
     leaf: StagedLeaf,
     inline: bool,
     known: Mapping[str, LeafEntry],
-    places: Mapping[str, Packed],
 ) -> LeafEntry:
-    """What the manifest says of a leaf that was stored."""
+    """What the manifest says of a leaf that is stored; where in a pack it lies is told later."""
     if leaf.name in known:
         return replace(known[leaf.name], spec=leaf.spec)
     if inline:
         content = tree.canonical(leaf.leaf).tobytes()
         return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
     chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
-    return LeafEntry(leaf.spec, leaf.name, chunks, packed=places.get(leaf.name))
+    return LeafEntry(leaf.spec, leaf.name, chunks)

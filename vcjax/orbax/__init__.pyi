@@ -1,2 +1,6 @@
+from .checkpointers import AsyncCheckpointer as AsyncCheckpointer
+from .checkpointers import Checkpointer as Checkpointer
+from .checkpointers import PyTreeCheckpointer as PyTreeCheckpointer
+from .checkpointers import StandardCheckpointer as StandardCheckpointer
 from .manager import CheckpointManager as CheckpointManager
-from .options import CheckpointManagerOptions as CheckpointManagerOptions
+from .manager_options import CheckpointManagerOptions as CheckpointManagerOptions

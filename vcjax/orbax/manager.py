@@ -1,32 +1,39 @@
 """`CheckpointManager`: Orbax's calls; every save is a commit."""
 
-import copy
 import os
-from collections.abc import Mapping
-from concurrent.futures import Future
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint import checkpoint_manager as theirs
+from orbax.checkpoint import checkpoint_managers as policies
 
-from vcjax.errors import RevisionError, StepExistsError, VcjaxError
-from vcjax.history import Commit, checked_metrics
-from vcjax.orbax.options import (
-    CheckpointManagerOptions,
-    Step,
-    checked_step,
-    describe,
-    dropped,
-    ranked,
-    rate,
-)
-from vcjax.repo import Repository
+from vcjax.errors import StepExistsError, VcjaxError
+from vcjax.history import checked_metadata
+from vcjax.orbax import metrics as metrics_
+from vcjax.orbax.contents import staged
+from vcjax.orbax.items import DEFAULT_ITEM, StepRecord
+from vcjax.orbax.keeping import StepKeeper
+from vcjax.orbax.manager_options import CheckpointManagerOptions, added
+from vcjax.orbax.opening import handlers_of, open_repository
+from vcjax.orbax.policies import Retention, rate, save_policy
+from vcjax.orbax.step_reader import StepReader
+from vcjax.orbax.steps import Step, checked_step
 
 
-class CheckpointManager:
+class StepAlreadyExistsError(StepExistsError, theirs.StepAlreadyExistsError):
+    """A step was saved already; Orbax's error too."""
+
+
+class CheckpointManager(StepReader):
     """Saves and restores the steps of a training run in a repository.
 
-    Each step is a commit on the current branch whose metadata hold the step, so
-    everything else in vcjax works on it: `step:120` is a revision, `vcjax log`
+    Has the calls of `orbax.checkpoint.CheckpointManager`, and a simpler form of each: a tree
+    instead of `args=`. Each step is a commit on the current branch whose metadata hold the
+    step, so everything else in vcjax works on it: `step:120` is a revision, `vcjax log`
     shows the metrics, `vcjax diff step:100 step:120` what training changed.
 
     Several managers may save to one branch. The tree of a step is a whole state:
@@ -41,32 +48,248 @@ class CheckpointManager:
 
     Args:
         directory: path or URL of the repository.
+        checkpointers: in Orbax's oldest form, a checkpointer or {item name: checkpointer}.
+            Options are taken for `options`.
         options: what to save and keep.
+        metadata: of the run, JSON types; kept with every step. What was given first stands.
+        item_names: names of the items of each step.
+        item_handlers: a handler, or {item name: handler}.
+        logger: gets an entry for each save and restore.
+        handler_registry: Orbax's registry of handlers.
 
     Raises:
-        RepositoryNotFoundError: there is none and `options.create` is off.
+        RepositoryNotFoundError: there is no such folder, and `options.create` is off.
+        ValueError: arguments that exclude each other.
     """
 
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        options: CheckpointManagerOptions | None = None,
+        checkpointers: Any = None,
+        options: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        item_names: Sequence[str] | None = None,
+        item_handlers: Any = None,
+        logger: Any = None,
+        handler_registry: Any = None,
     ):
-        self.options = options or CheckpointManagerOptions()
-        if self.options.create:
-            self.repo = Repository.init(directory, exist_ok=True)
-        else:
-            self.repo = Repository.open(directory)
-        self._steps: dict[int, Step] = {}
-        self._rated: dict[str, float | None] = {}  # by commit
-        self._tip: str | None = None  # the commit that the steps were read from
-        self._saving: tuple[int, Future[Commit]] | None = None
-        self.reload()
+        if hasattr(checkpointers, "save_interval_steps"):
+            checkpointers, options = None, checkpointers
+        self._options = options or CheckpointManagerOptions()
+        self._handlers, self._async = handlers_of(
+            checkpointers, item_names, item_handlers, handler_registry, self._options
+        )
+        callback = getattr(self._options.async_options, "post_finalization_callback", None)
+        if callback is not None and not self._async:
+            raise ValueError("post_finalization_callback is for saves in the background")
+        self._save_policy = save_policy(self._options)
+        self._retention = Retention(self._options)
+        self._logger = logger
+        self.repo = open_repository(directory, self._options)
+        self._keeper = StepKeeper(self.repo, self._options, str(self._retention))
+        self._keeper.reload()
+        if metadata and not self._keeper.root_metadata:
+            self._keeper.root_metadata = checked_metadata(dict(metadata))
+        if self._options.cleanup_tmp_directories:
+            self.repo.gc()
 
-    @property
-    def directory(self) -> str:
-        """Path or URL of the repository."""
-        return self.repo.url
+    # -- saving ----------------------------------------------------------------
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether this process is about to be ended, and all have agreed on this step."""
+        return ocp.utils.reached_preemption(step)
+
+    def should_save(self, step: int) -> bool:
+        """Whether `save` would save this step: later than all others, and the policy agrees."""
+        step = checked_step(step)
+        if self._options.read_only:
+            logging.warning("%s is read-only: step %d is not saved", self.directory, step)
+            return False
+        latest = self.latest_step()
+        if latest is not None and latest >= step:
+            return False
+        check = self._options.enable_should_save_is_saving_in_progress_check
+        context = policies.DecisionContext(
+            is_saving_in_progress=check and self.is_saving_in_progress(),
+            reached_preemption=self.reached_preemption(step),
+            multiprocessing_options=self._options.multiprocessing_options,
+        )
+        now = Step(step, datetime.now(UTC))
+        return self._save_policy.should_save(now, self._checkpoints, context=context)
+
+    def save(
+        self,
+        step: int,
+        items: Any = None,
+        save_kwargs: Mapping[str, Any] | None = None,
+        metrics: Any = None,
+        force: bool | None = False,
+        args: Any = None,
+        custom_metadata: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool | None = None,
+        message: str | None = None,
+    ) -> bool:
+        """Commits a step. Leaves that did not change cost no bytes.
+
+        Args:
+            step: number of the step, from 0.
+            items: a PyTree, or {item name: object} for a manager of items; instead of `args`.
+            save_kwargs: Orbax's oldest form of further arguments, for managers that were
+                given handlers or checkpointers; for others a third positional argument is
+                the metrics.
+            metrics: {name: number}, or whatever JSON can hold; without any the step has no
+                rank.
+            force: save although the policy, or a later step, says otherwise.
+            args: one of `ocp.args`, such as `StandardSave(tree)`; `Composite` for items.
+            custom_metadata: of the step, JSON types.
+            overwrite: let the step stand for this tree from now on. The earlier
+                one stays in history. By default as in the options.
+            message: of the commit; "step N" by default.
+
+        Returns:
+            Whether it is saved; a later one, or the same, may be there already.
+
+        Raises:
+            StepAlreadyExistsError: it is to be saved by force or since the policy says so,
+                exists already, and not `overwrite`.
+            VcjaxError: `step` is not an integer from 0, or `best_fn` fails.
+            ValueError: there is nothing to save, or arguments of the wrong kind.
+            Exception: that of the step saved in the background before, if that
+                failed. This step is not saved then.
+        """
+        began = time.time()
+        step = checked_step(step)
+        self._check_arguments(items, args)
+        if save_kwargs and metrics is None and not self._handlers.are_given:
+            save_kwargs, metrics = None, save_kwargs
+        if overwrite is None:
+            overwrite = added(self._options, "overwrite")
+        if self._options.read_only or not (force or overwrite or self.should_save(step)):
+            return False
+        self._keeper.settle()
+        self._keeper.raise_failure(instead_of=step)
+        self._keeper.follow()
+        known = self._keeper.index.get(step)
+        if known is not None and not overwrite:
+            raise StepAlreadyExistsError(
+                f"step {step} was saved already, as commit {known.commit[:8]}",
+                hint="overwrite=True replaces it; its former state stays in `vcjax log`",
+            )
+        plain, numbers = metrics_.checked(metrics)
+        score = rate(step, plain, self._options)  # fails before anything is committed
+        saved = self._saved_args(items, save_kwargs or {}, args)
+        single = bool(self._handlers.single)
+        with staged(self._handlers, saved, single) as (tree, records):
+            hidden = self._options.prevent_write_metrics
+            record = StepRecord(
+                records,
+                single,
+                None if hidden or metrics_.is_flat(plain, numbers) else plain,
+                checked_metadata(dict(custom_metadata or {}), "custom_metadata"),
+                self._keeper.root_metadata,
+            )
+            commit = self.repo.commit_async if self._async else self.repo.commit
+            self._keeper.begin(
+                Step(step, datetime.now(UTC), plain, score=score),
+                lambda: commit(
+                    tree,
+                    message or f"step {step}",
+                    metadata=record.encode(step),
+                    metrics={} if hidden else numbers,
+                ),
+                self._get_old_steps_to_remove,
+                list(records) if args and added(self._options, "step_folders") else None,
+            )
+        self._log("save", step, began)
+        return True
+
+    def _check_arguments(self, items: Any, args: Any) -> None:
+        if isinstance(items, ocp.args.CheckpointArgs):
+            raise ValueError(f"give it by name: args=ocp.args.{type(items).__qualname__}(…)")
+        if items is None and args is None:
+            raise ValueError("there is nothing to save: give a tree, or `args`")
+        if args is None:
+            if self._handlers.single is None:
+                self._handlers.single = True
+            return
+        if not isinstance(args, ocp.args.CheckpointArgs):
+            raise ValueError(f"args is a {type(args).__qualname__}, and none of `ocp.args`")
+        composite = isinstance(args, ocp.args.Composite)
+        if self._handlers.single is None:
+            self._handlers.single = not composite
+        if composite and self._handlers.single:
+            raise ValueError(
+                "Cannot provide `args` of type `Composite`: this manager saves a single object"
+            )
+        if not composite and not self._handlers.single:
+            raise ValueError("Must provide `args` of type `Composite`: this manager saves items")
+
+    def _saved_args(self, items: Any, save_kwargs: Mapping[str, Any], args: Any) -> dict[str, Any]:
+        """{item name: arguments to save by}."""
+        if args is not None:
+            return {DEFAULT_ITEM: args} if self._handlers.single else dict(args.items())
+        if self._handlers.single:
+            items, save_kwargs = {DEFAULT_ITEM: items}, {DEFAULT_ITEM: save_kwargs}
+        return {
+            name: self._handlers.arguments(name, item, save_kwargs.get(name) or {}, save=True)
+            for name, item in items.items()
+        }
+
+    def wait_until_finished(self) -> None:
+        """Waits for the step that is being saved, and for the data that it lets go.
+
+        Raises:
+            Exception: what went wrong, once. The step is not among `all_steps` then.
+        """
+        self._keeper.finish()
+
+    def is_saving_in_progress(self) -> bool:
+        """Whether a step is being saved."""
+        return self._keeper.is_saving
+
+    def check_for_errors(self) -> None:
+        """Raises what went wrong with the step that was saved last, once; waits for nothing."""
+        if self._keeper.has_failed:
+            self._keeper.settle()
+            self._keeper.raise_failure()
+
+    # -- the rest --------------------------------------------------------------
+
+    def delete(self, step: int) -> None:
+        """Lets the data of a step go. The commit stays in the log.
+
+        A commit that the branch points to, as to the latest step's, cannot lose its data:
+        the branch is moved back to the one before (`vcjax log --reflog` still has it).
+
+        Raises:
+            FileNotFoundError: no such step.
+            VcjaxError: another branch or a tag points to it; or `step` is not an integer
+                from 0.
+        """
+        step = checked_step(step)
+        if self._options.read_only:
+            logging.warning("%s is read-only: step %d is not deleted", self.directory, step)
+            return
+        self.wait_until_finished()
+        self._keeper.follow()
+        found = self._require(step)
+        if self._keeper.is_tip(found):
+            self._keeper.take_back(found)
+        if self._keeper.prune([found], "delete()"):
+            raise VcjaxError(
+                f"step {step} is not deleted: a branch, a tag or HEAD points to its commit "
+                f"{found.commit[:8]}",
+                hint="`vcjax log` shows which; move or delete it, or commit to the branch, first",
+            )
+
+    def close(self) -> None:
+        """Waits for the step that is being saved; raises what went wrong."""
+        try:
+            self.wait_until_finished()
+        finally:
+            self._keeper.close()
+            self._handlers.close()
 
     def __enter__(self) -> "CheckpointManager":
         return self
@@ -74,239 +297,6 @@ class CheckpointManager:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def reload(self) -> None:
-        """Reads the steps anew, after other processes or `vcjax switch` have changed them.
-
-        `save` and `delete` do so themselves when the branch has moved.
-        """
-        self.wait_until_finished()
-        self.repo.refresh()
-        self._tip = self._read_tip()
-        self._steps = {}
-        commits: dict[int, Commit] = {}
-        if self._tip is not None:
-            for commit in self.repo.log(self._tip, first_parent=True):
-                if commit.step is not None:
-                    commits.setdefault(commit.step, commit)
-        pruned = self.repo.prunings.all()
-        for step, commit in commits.items():
-            if commit.digest not in pruned:
-                self._steps[step] = Step(step, commit.digest, commit.metrics, self._rate(commit))
-
-    def _read_tip(self) -> str | None:
-        try:
-            return self.repo.resolve("HEAD").digest
-        except RevisionError:  # the branch has no commit yet
-            return None
-
-    def _follow(self) -> None:
-        """Reads the steps anew if the branch has moved."""
-        if self._read_tip() != self._tip:
-            self.reload()
-
-    def _rate(self, commit: Commit) -> float | None:
-        """The score of a stored step; None, with a warning, if `best_fn` cannot tell."""
-        if commit.digest not in self._rated:
-            try:
-                score = rate(commit.step or 0, commit.metrics, self.options)
-            except VcjaxError as error:
-                logging.warning("%s has no rank: %s", commit, error.message)
-                score = None
-            self._rated[commit.digest] = score
-        return self._rated[commit.digest]
-
-    def all_steps(self) -> list[int]:
-        """The steps that can be restored, ascending; the one being saved included."""
-        saving = {self._saving[0]} if self._saving else set()
-        return sorted(saving.union(self._steps))
-
-    def latest_step(self) -> int | None:
-        """The largest step; None if there is none."""
-        return max(self.all_steps(), default=None)
-
-    def best_step(self) -> int | None:
-        """The best step by `best_fn`; the latest one without it or without metrics."""
-        self.wait_until_finished()
-        best = ranked(list(self._steps.values()), self.options)
-        return best[0].step if best else self.latest_step()
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """The metrics of a step.
-
-        Raises:
-            VcjaxError: `step` is not an integer from 0.
-            FileNotFoundError: no such step.
-        """
-        step = checked_step(step)
-        self.wait_until_finished()
-        return dict(self._require(step).metrics)
-
-    def should_save(self, step: int) -> bool:
-        """Whether `save` would save this step: the first, or a later multiple of the interval."""
-        step = checked_step(step)
-        latest = self.latest_step()
-        if latest is None:
-            return True
-        return step > latest and step % self.options.save_interval_steps == 0
-
-    def save(
-        self,
-        step: int,
-        tree: Any,
-        metrics: Mapping[str, Any] | None = None,
-        *,
-        force: bool = False,
-        overwrite: bool = False,
-        message: str | None = None,
-    ) -> bool:
-        """Commits a tree as a step. Leaves that did not change cost no bytes.
-
-        Args:
-            step: number of the step, from 0.
-            tree: any PyTree.
-            metrics: {name: number}; without any the step has no rank.
-            force: save although the interval, or a later step, says otherwise.
-            overwrite: let the step stand for this tree from now on. The earlier
-                one stays in history.
-            message: of the commit; "step N" by default.
-
-        Returns:
-            Whether it was saved.
-
-        Raises:
-            StepExistsError: the step was saved already, by anybody, and not `overwrite`.
-            VcjaxError: `step` is not an integer from 0, or `best_fn` fails.
-            Exception: that of the step saved in the background before, if that
-                failed. This step is not saved then.
-        """
-        step = checked_step(step)
-        self._finish(instead_of=step)
-        self._follow()
-        if step in self._steps and not overwrite:
-            raise StepExistsError(
-                f"step {step} was saved already, as commit {self._steps[step].commit[:8]}",
-                hint="overwrite=True replaces it; its former state stays in `vcjax log`",
-            )
-        if not (force or overwrite or self.should_save(step)):
-            return False
-        numbers = checked_metrics(metrics)
-        rate(step, numbers, self.options)  # fails before anything is committed
-        commit = self.repo.commit
-        if self.options.enable_async_checkpointing:
-            commit = self.repo.commit_async
-        saved = commit(tree, message or f"step {step}", metadata={"step": step}, metrics=numbers)
-        if isinstance(saved, Commit):
-            self._saved(step, saved)
-        else:
-            self._saving = step, saved
-        return True
-
-    def _saved(self, step: int, commit: Commit) -> None:
-        if commit.parents != (() if self._tip is None else (self._tip,)):
-            self.reload()  # somebody was faster, and this step follows theirs
-        self._tip = commit.digest
-        self._steps[step] = Step(step, commit.digest, commit.metrics, self._rate(commit))
-        gone = dropped(list(self._steps.values()), self.options)
-        if gone:
-            report = self.repo.prune([other.commit for other in gone], describe(self.options))
-            for other in gone:
-                if other.commit in report.commits:  # else a ref points to it
-                    del self._steps[other.step]
-
-    def wait_until_finished(self) -> None:
-        """Waits for the step that is being saved.
-
-        Raises:
-            Exception: what went wrong, once. The step is not among `all_steps` then.
-        """
-        self._finish()
-
-    def _finish(self, instead_of: int | None = None) -> None:
-        """Waits for the step that is being saved.
-
-        Args:
-            instead_of: the step that is not saved if the one before has failed.
-        """
-        if self._saving is None:
-            return
-        step, future = self._saving
-        self._saving = None
-        failure = future.exception()
-        if failure is None:
-            self.repo.wait_until_finished()
-            self._saved(step, future.result())
-            return
-        try:
-            self.repo.wait_until_finished()  # raises what `failure` is, and then no more
-        except Exception as error:
-            if error is not failure:
-                logging.error("a commit besides step %d failed too: %s", step, error)
-        text = f"step {step}, saved in the background, failed"
-        also = "" if instead_of is None else f"; step {instead_of} was not saved"
-        if isinstance(failure, VcjaxError):
-            named = copy.copy(failure)
-            named.message = f"{text}: {failure.message}{also}"
-            raise named from failure
-        failure.add_note(text + also)
-        raise failure
-
-    def is_saving_in_progress(self) -> bool:
-        """Whether a step is being saved."""
-        return self._saving is not None and not self._saving[1].done()
-
-    def restore(self, step: int | None = None, like: Any = None) -> Any:
-        """The tree of a step.
-
-        Args:
-            step: the latest by default.
-            like: as for `Repository.restore`.
-
-        Raises:
-            VcjaxError: `step` is not an integer from 0.
-            FileNotFoundError: there is no such step, or none at all.
-            StructureError: it does not fit `like`.
-        """
-        step = None if step is None else checked_step(step)
-        self.wait_until_finished()
-        if step is None:
-            step = self.latest_step()
-            if step is None:
-                raise FileNotFoundError(f"no step has been saved in {self.directory}")
-        return self.repo.restore(self.repo.resolve(self._require(step).commit), like)
-
-    def delete(self, step: int) -> None:
-        """Lets the data of a step go. The commit stays in the log.
-
-        Raises:
-            FileNotFoundError: no such step.
-            VcjaxError: it is the latest step, or a branch or tag points to it; or
-                `step` is not an integer from 0.
-        """
-        step = checked_step(step)
-        self.wait_until_finished()
-        self._follow()
-        commit = self._require(step).commit
-        if step == self.latest_step():
-            raise VcjaxError(
-                f"step {step} is the latest one, which cannot be deleted",
-                hint="save a later step first, or take the branch back with `vcjax undo`",
-            )
-        if self.repo.prune([commit], "delete()").spared:
-            raise VcjaxError(
-                f"step {step} is not deleted: a branch, a tag or HEAD points to its commit "
-                f"{commit[:8]}",
-                hint="`vcjax log` shows which; move or delete it, or commit to the branch, first",
-            )
-        del self._steps[step]
-
-    def _require(self, step: int) -> Step:
-        if step not in self._steps:
-            known = ", ".join(map(str, self.all_steps()[-5:])) or "none"
-            raise FileNotFoundError(
-                f"there is no step {step} in {self.directory}; the latest are: {known}"
-            )
-        return self._steps[step]
-
-    def close(self) -> None:
-        """Waits for the step that is being saved; raises what went wrong."""
-        self.wait_until_finished()
+    def _get_old_steps_to_remove(self) -> list[int]:
+        """What subclasses of Orbax's manager, such as T5X's, override."""
+        return [step.step for step in self._retention.dropped(self._checkpoints)]

@@ -118,9 +118,9 @@ def _snapshot(stored: Collection[str], path: str, leaf: tree.Leaf) -> tree.Leaf:
 
     NumPy arrays may be written to, and are copied. A `jax.Array` may be donated,
     and is fetched to the host; on CPU that is a view, and JAX does not reuse
-    a donated buffer while a view of it is held.
+    a donated buffer while a view of it is held. What is lazy is read when its turn comes.
     """
-    if leaf.spec.is_value:
+    if leaf.spec.is_value or tree.is_lazy(leaf):
         return leaf
     if path in stored:
         return tree.Leaf(leaf.spec, None)

@@ -12,7 +12,7 @@ from vcjax import hashing, merging, tree
 from vcjax.errors import ConflictError, VcjaxError
 from vcjax.hashing import LeafDigest, value_digest
 from vcjax.hashing.digests import encode_value
-from vcjax.history import Commit, History, LeafEntry, Manifest, Ref, Refs
+from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Ref, Refs
 from vcjax.history.manifest import check_depth
 
 if TYPE_CHECKING:
@@ -89,14 +89,18 @@ def stage(
         objects: where to store them.
         before: the commit that this one follows: what it has is not stored again,
             and its leaves are bases for those that replace them.
-        digests: leaf path and digest of every array leaf, in any order; drawn one
-            by one. Computed here by default.
+        digests: leaf path and digest of every array leaf that is not lazy, in any
+            order; drawn one by one. Computed here by default. Lazy leaves are read,
+            digested and written last, two of them in memory at a time.
     """
     from vcjax.objects import StagedLeaf  # with what it needs, 0.03 s
 
     check_depth(root)
     leaves = tree.leaf_dict(root)
-    arrays = {path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value}
+    lazy = {path: leaf for path, leaf in leaves.items() if tree.is_lazy(leaf)}
+    arrays = {
+        path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value and path not in lazy
+    }
     former = before.leaves if before else {}
     order: list[str] = []
 
@@ -104,6 +108,9 @@ def stage(
         for path, digest in hashing.iter_digests(arrays) if digests is None else digests:
             order.append(path)
             yield StagedLeaf(arrays[path], digest, former.get(path))
+        for path, leaf in lazy.items():
+            order.append(path)
+            yield _loaded(path, leaf, former.get(path))
 
     written = objects.write(staged(), before.locations if before else {})
     entries = dict(zip(order, written, strict=True))
@@ -117,6 +124,20 @@ def stage(
     return Manifest(tree.map_leaves(entry, root))
 
 
+def _loaded(path: str, leaf: Any, former: LeafEntry | None) -> "StagedLeaf":
+    """A lazy leaf with its data."""
+    from vcjax.objects import StagedLeaf
+
+    try:
+        here = tree.Leaf(leaf.spec, tree.canonical(leaf))
+    except VcjaxError as error:
+        if error.path is None:
+            error.path, error.message = path, f"leaf {path!r}: {error.message}"
+        raise
+    [digest] = hashing.digest_arrays([(leaf.spec.dtype, here.data)])
+    return StagedLeaf(here, digest, former, is_transient=True)
+
+
 class StagedOnPrunedError(VcjaxError):
     """Leaves that a change counts on were pruned by somebody else meanwhile."""
 
@@ -124,10 +145,11 @@ class StagedOnPrunedError(VcjaxError):
 class Committer:
     """Moves refs to new commits."""
 
-    def __init__(self, refs: Refs, history: History, objects: "ObjectStore"):
+    def __init__(self, refs: Refs, history: History, objects: "ObjectStore", prunings: Prunings):
         self._refs = refs
         self._history = history
         self._objects = objects
+        self._prunings = prunings
 
     def record(self, change: Change, parents: tuple[str, ...]) -> Commit:
         """Stores the commit object of a change; moves no ref."""
@@ -185,9 +207,12 @@ class Committer:
         """Makes sure of the leaves of a manifest that the tip of the branch does not have.
 
         What the tip has cannot be pruned before the tip is replaced, which fails the
-        compare-and-set. Everything else is marked as relied upon.
+        compare-and-set; unless it was pruned before the branch was moved to it.
+        Everything else is marked as relied upon.
         """
-        there = self._history.manifest_of(self._history.commit(tip)).locations
+        there = {}
+        if self._prunings.get(tip) is None:
+            there = self._history.manifest_of(self._history.commit(tip)).locations
         loose = [entry for entry in manifest.locations.values() if entry.digest not in there]
         if not self._objects.hold(loose):
             raise StagedOnPrunedError(
@@ -200,6 +225,11 @@ class Committer:
         tip, before = self._history.commit(ref.commit), base.manifest
         if ref.commit == base.commit and before is not None and before.tree_digest == tip.tree:
             return change
+        if pruning := self._prunings.get(ref.commit):
+            raise ConflictError(
+                f"{ref.short!r} has moved to {ref.commit[:8]}, whose data are gone: {pruning}",
+                hint="`refresh()` and commit again: the commit then follows it as it is",
+            )
         head = self._history.manifest_of(tip)
         plan = merging.plan_merge(
             merging.ABSENT if before is None else before.root,

@@ -100,13 +100,24 @@ class Reader:
         from vcjax.repo.restoring import restore
 
         commit = self.resolve(revision)
-        if pruning := self.prunings.get(commit.digest):
-            raise PrunedError(
-                f"commit {commit.digest[:8]} has no data any more: {pruning}",
-                hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
-            )
+        self.require_data(commit)
         manifest = self.history.manifest_of(commit)
         return restore(manifest, self.objects, like, paths, verify)
+
+    def require_data(self, commit: Commit) -> None:
+        """Raises if the data of a commit were let go.
+
+        Raises:
+            PrunedError: says when, and by which policy.
+        """
+        if pruning := self.prunings.get(commit.digest):
+            name = f"commit {commit.digest[:8]}"
+            if commit.step is not None:
+                name = f"step {commit.step} ({name})"
+            raise PrunedError(
+                f"{name} has no data any more: {pruning}",
+                hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
+            )
 
     def log(
         self,

@@ -48,7 +48,7 @@ class Writer(Reader):
 
     def __init__(self, store: Store, settings: Settings):
         super().__init__(store, settings)
-        self._committer = Committer(self.refs, self.history, self.objects)
+        self._committer = Committer(self.refs, self.history, self.objects, self.prunings)
         self._bases: dict[str, Base] = {}
 
     @cached_property
@@ -74,7 +74,8 @@ class Writer(Reader):
         they changed other leaves, the commit is rebased onto theirs.
 
         Args:
-            tree: arrays, PRNG keys and plain values in any containers.
+            tree: arrays, PRNG keys and plain values in any containers. Leaves that
+                are `vcjax.tree.LazyArray`s are read one after the other, and freed.
             message: why.
             branch: the branch to commit to; the current one by default. A new one
                 starts at `HEAD`.
@@ -200,13 +201,13 @@ class Writer(Reader):
         """
         from vcjax import hashing
         from vcjax.repo.committing import stage
-        from vcjax.tree import leaf_dict
+        from vcjax.tree import is_lazy, leaf_dict
 
         base, digested = self._base(name), digested or {}
         rest = {
             path: leaf
             for path, leaf in leaf_dict(root).items()
-            if not leaf.spec.is_value and path not in digested
+            if not leaf.spec.is_value and path not in digested and not is_lazy(leaf)
         }
         while True:
             tip = self._tip_of(name, base)
@@ -219,9 +220,15 @@ class Writer(Reader):
                 continue  # the tip has moved: stage on the present one
 
     def _tip_of(self, name: str | None, base: Base) -> Base:
-        """The commit whose leaves need not be stored again: the branch points to it."""
+        """The commit whose leaves need not be stored again: the branch points to it.
+
+        Without a manifest if it was pruned, and the branch moved to it later.
+        """
         ref = self.refs.get(name or HEAD)
-        return self._base_at(ref.commit if ref else base.commit)
+        digest = ref.commit if ref else base.commit
+        if digest is not None and self.prunings.get(digest) is not None:
+            return Base(digest, None)
+        return self._base_at(digest)
 
     def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
         commit = self._committer.publish(name or HEAD, change, base)

@@ -44,6 +44,9 @@ def flatten(tree: Any) -> Node | Leaf:
     Not kept: weak types, static fields of custom nodes, the factory of
     a defaultdict and the metadata of nnx Variables.
 
+    Args:
+        tree: any PyTree; what this function gave is given back as it is.
+
     Returns:
         `Node`s with a `Leaf` at each end, or one `Leaf` if the tree is a leaf.
 
@@ -56,7 +59,7 @@ def flatten(tree: Any) -> Node | Leaf:
         >>> list(leaf_dict(flatten({"w": [1.5, 2], "b": None})))
         ['w/0', 'w/1']
     """
-    root = _flatten(tree, None)
+    root = tree if isinstance(tree, Node | Leaf) else _flatten(tree, None)
     leaf_dict(root)  # raises if a path occurs twice
     return root
 

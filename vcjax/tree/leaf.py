@@ -11,6 +11,7 @@ import numpy as np
 
 from vcjax import errors
 from vcjax.tree import dtypes
+from vcjax.tree.lazy import LazyArray
 from vcjax.tree.spec import LeafSpec
 
 PYTHON_TYPES = (bool, int, float, complex, str, bytes)
@@ -26,7 +27,7 @@ class Leaf:
     Attributes:
         spec: what the leaf is.
         data: the `jax.Array` (of a typed PRNG key its `jax.random.key_data`),
-            the `np.ndarray` or NumPy scalar, or the Python value.
+            the `np.ndarray` or NumPy scalar, the Python value, or a `LazyArray`.
     """
 
     spec: LeafSpec
@@ -114,7 +115,7 @@ def _problem(value: Any) -> tuple[str, str] | None:
         )
     if isinstance(value, jax.Ref):
         return "a mutable jax.Ref", "commit its present value, `ref[...]`"
-    if isinstance(value, np.generic) or type(value) in (np.ndarray, np.memmap):
+    if isinstance(value, np.generic) or type(value) in (np.ndarray, np.memmap, LazyArray):
         return None
     if isinstance(value, np.ndarray):
         return f"a {kind}, of which only the data could be kept", "use `np.asarray(x)`"

@@ -18,13 +18,20 @@ _LISTED = 20  # close matches are sought for as many leaves as StructureError li
 _COMPARED = 1000  # a comparison takes about 50 µs, and a tree may have 100,000 leaves
 
 
-def check(stored: Mapping[str, LeafSpec], targets: Mapping[str, Any], *, strict: bool) -> None:
+def check(
+    stored: Mapping[str, LeafSpec],
+    targets: Mapping[str, Any],
+    *,
+    strict: bool,
+    name: str = "like=",
+) -> None:
     """Raises unless every target has a stored leaf that fits it.
 
     Args:
         stored: specs by leaf path.
         targets: `Template.targets`.
         strict: whether a stored leaf without a target is an error.
+        name: what the caller knows the targets by.
 
     Raises:
         StructureError: with one line per leaf that is missing, extra or does not fit.
@@ -33,27 +40,28 @@ def check(stored: Mapping[str, LeafSpec], targets: Mapping[str, Any], *, strict:
     extra = [path for path in stored if path not in targets]
     problems = []
     for path, target in targets.items():
-        if path in stored and (reason := mismatch(stored[path], target)):
+        if path in stored and (reason := mismatch(stored[path], target, name)):
             problems.append(f"{path}: {reason}")
     for count, path in enumerate(missing):
         close = _close(path, extra) if count < _LISTED else ""
-        problems.append(f"{path}: missing, like= has {_describe(targets[path])}{close}")
+        problems.append(f"{path}: missing, {name} has {_describe(targets[path])}{close}")
     if strict:
         problems += [f"{path}: extra, stored {stored[path]}" for path in extra]
     if problems:
         raise errors.StructureError(
-            "the stored tree does not fit like=",
+            f"the stored tree does not fit {name}",
             problems=problems,
-            hint=_hint(missing, extra if strict else []),
+            hint=_hint(missing, extra if strict else [], name),
         )
 
 
-def _hint(missing: list[str], extra: list[str]) -> str:
+def _hint(missing: list[str], extra: list[str], name: str) -> str:
     if missing:
-        return "remove or rename these leaves in like=, or restore without like="
+        return f"remove or rename these leaves in {name}, or restore without {name}"
     if extra:
-        return "add these leaves to like=, or pass strict=False to ignore them"
-    return "give like= the stored shapes, and dtypes that the stored ones can be cast to"
+        ignore = "pass strict=False" if name == "like=" else "restore a part of the tree"
+        return f"add these leaves to {name}, or {ignore} to ignore them"
+    return f"give {name} the stored shapes, and dtypes that the stored ones can be cast to"
 
 
 def _close(path: str, candidates: Sequence[str]) -> str:
@@ -70,15 +78,15 @@ def _describe(target: Any) -> str:
     return str(spec) if spec else f"a {type(target).__qualname__}"
 
 
-def mismatch(stored: LeafSpec, target: Any) -> str | None:
+def mismatch(stored: LeafSpec, target: Any, name: str = "like=") -> str | None:
     """Why a leaf cannot be restored into `target`, or None if it can."""
     wanted = target_spec(target)
     if wanted is None:
-        return f"stored {stored}, like= has a {type(target).__qualname__}, which is no array"
+        return f"stored {stored}, {name} has a {type(target).__qualname__}, which is no array"
     if _fits(stored, wanted):
         return None
     why = "" if stored.shape != wanted.shape else ", to which that does not convert"
-    return f"stored {stored}, like= has {wanted}{why}"
+    return f"stored {stored}, {name} has {wanted}{why}"
 
 
 def _fits(stored: LeafSpec, wanted: LeafSpec) -> bool:

@@ -9,15 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 import vcjax
 from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
-from vcjax.orbax.options import ranked
+from vcjax.orbax.policies import ranked
 
-Options = vcjax.CheckpointManagerOptions
+
+def Options(enable_async_checkpointing=False, **options):
+    return vcjax.CheckpointManagerOptions(
+        enable_async_checkpointing=enable_async_checkpointing, **options
+    )
+
+
+def Manager(url, options=None):
+    return vcjax.CheckpointManager(url, options or Options())
 
 
 def tree(value):
@@ -54,7 +59,7 @@ def place():
 @pytest.mark.parametrize("values", list(itertools.permutations([0.5, math.nan, 0.9, 0.1])))
 def test_nan_ranks_last(values, mode):
     options = Options(max_to_keep=2, best_fn=loss, best_mode=mode)
-    with vcjax.CheckpointManager(place(), options) as manager:
+    with Manager(place(), options) as manager:
         for step, value in enumerate(values):
             assert manager.save(step, {"w": np.full(2_000, step)}, metrics={"loss": value})
         best = values.index(0.1 if mode == "min" else 0.9)
@@ -65,16 +70,16 @@ def test_nan_ranks_last(values, mode):
         assert set(manager.all_steps()) == expected
         for step in manager.all_steps():
             assert manager.restore(step)["w"][0] == step
-        steps = list(manager._steps.values())
-        assert ranked(steps, options)[0].step == best
-        again = vcjax.CheckpointManager(manager.directory, options)
+        steps = list(manager._checkpoints)
+        assert ranked(steps, options.best_mode == "min")[0].step == best
+        again = Manager(manager.directory, options)
         assert again.all_steps() == manager.all_steps()
         assert again.best_step() == best
 
 
 def test_nan_is_ranked_and_so_does_not_stay_for_ever():
     options = Options(max_to_keep=1, best_fn=loss, best_mode="min")
-    with vcjax.CheckpointManager(place(), options) as manager:
+    with Manager(place(), options) as manager:
         for step in range(4):
             manager.save(step, {"w": step}, metrics={"loss": math.nan})
         assert manager.all_steps() == [3]
@@ -84,7 +89,7 @@ def test_nan_is_ranked_and_so_does_not_stay_for_ever():
 
 
 def test_a_best_fn_that_fails_commits_nothing():
-    with vcjax.CheckpointManager(place(), Options(max_to_keep=2, best_fn=loss)) as manager:
+    with Manager(place(), Options(max_to_keep=2, best_fn=loss)) as manager:
         manager.save(0, tree(0), metrics={"loss": 1.0})
         with pytest.raises(VcjaxError, match=r"step 1 .*'accuracy': 0.5.*KeyError") as caught:
             manager.save(1, tree(1), metrics={"accuracy": 0.5})
@@ -99,7 +104,7 @@ def test_a_best_fn_that_fails_commits_nothing():
 
 
 def test_a_best_fn_without_a_number_commits_nothing():
-    with vcjax.CheckpointManager(place(), Options(best_fn=no_number)) as manager:
+    with Manager(place(), Options(best_fn=no_number)) as manager:
         with pytest.raises(VcjaxError, match="step 0"):
             manager.save(0, tree(0), metrics={"loss": 1.0})
         assert not manager.all_steps()
@@ -107,12 +112,12 @@ def test_a_best_fn_without_a_number_commits_nothing():
 
 def test_a_stored_step_that_cannot_be_rated_has_no_rank(monkeypatch):
     url = place()
-    with vcjax.CheckpointManager(url) as manager:
+    with Manager(url) as manager:
         manager.save(0, tree(0), metrics={"accuracy": 0.5})
         manager.save(1, tree(1), metrics={"loss": 1.0})
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
-    with vcjax.CheckpointManager(url, Options(max_to_keep=1, best_fn=loss)) as manager:
+    with Manager(url, Options(max_to_keep=1, best_fn=loss)) as manager:
         manager.reload()
         assert len(warnings) == 1
         assert "step 0" in warnings[0]
@@ -128,7 +133,7 @@ def test_a_stored_step_that_cannot_be_rated_has_no_rank(monkeypatch):
 @pytest.mark.parametrize("background", [False, True])
 def test_two_managers_take_turns(url, background):
     options = Options(enable_async_checkpointing=background)
-    a, b = vcjax.CheckpointManager(url, options), vcjax.CheckpointManager(url, options)
+    a, b = Manager(url, options), Manager(url, options)
     a.save(0, tree(0))
     a.wait_until_finished()
     b.save(1, tree(1))
@@ -148,7 +153,7 @@ def test_two_managers_take_turns(url, background):
 
 
 def test_a_step_of_another_manager_exists(url):
-    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a, b = Manager(url), Manager(url)
     a.save(0, tree(0))
     with pytest.raises(StepExistsError):
         b.save(0, tree(1))
@@ -160,7 +165,7 @@ def test_a_step_of_another_manager_exists(url):
 
 
 def test_trees_of_two_managers_are_not_merged(url):
-    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a, b = Manager(url), Manager(url)
     a.save(0, {"p": 0, "q": 0})
     b.reload()
     b.save(1, {"p": 1, "q": 0})
@@ -170,25 +175,26 @@ def test_trees_of_two_managers_are_not_merged(url):
 
 def test_a_manager_that_was_overtaken_notices(url, monkeypatch):
     """Somebody commits after a save has looked at the tip, and before its commit."""
-    a, b = vcjax.CheckpointManager(url), vcjax.CheckpointManager(url)
+    a, b = Manager(url), Manager(url)
     a.save(0, {"p": 0, "q": 0})
     b.reload()
-    follow = b._follow
+    follow = b._keeper.follow
 
     def overtaken():
         follow()
         a.save(1, {"p": 1, "q": 0})
 
-    monkeypatch.setattr(b, "_follow", overtaken)
+    monkeypatch.setattr(b._keeper, "follow", overtaken)
     assert b.save(2, {"p": 0, "q": 0, "r": 2})
     assert b.all_steps() == [0, 1, 2]
 
 
 def test_undo_takes_a_step_back(repo):
-    manager = vcjax.CheckpointManager(repo.url)
+    manager = Manager(repo.url)
     manager.save(0, tree(0))
     manager.save(1, tree(1))
     repo.undo()
+    manager.reload()
     assert manager.save(1, tree(7))
     assert [c.step for c in manager.repo.log()] == [1, 0]
     assert_restores(manager.restore(1), 7)
@@ -212,7 +218,7 @@ def test_refresh_forgets_what_a_commit_would_be_based_on(url):
 
 
 def test_the_newest_commit_of_a_step_is_the_step():
-    manager = vcjax.CheckpointManager(place())
+    manager = Manager(place())
     manager.save(0, tree(0))
     manager.save(0, tree(1), overwrite=True)
     manager.save(1, tree(2))
@@ -226,7 +232,7 @@ def test_the_newest_commit_of_a_step_is_the_step():
 
 @pytest.mark.parametrize("make", [int, np.int64, np.uint8, jnp.int32, np.array, jnp.array])
 def test_integers_of_any_type_are_steps(make):
-    manager = vcjax.CheckpointManager(place())
+    manager = Manager(place())
     assert manager.should_save(make(3))
     assert manager.save(make(3), tree(3), metrics={"loss": 1})
     assert manager.save(4, tree(4))
@@ -242,7 +248,7 @@ def test_integers_of_any_type_are_steps(make):
     "step", [True, np.True_, jnp.array(True), -1, 1.0, np.float32(1), "1", [1]]
 )
 def test_other_things_are_no_steps(step):
-    manager = vcjax.CheckpointManager(place())
+    manager = Manager(place())
     for call in (manager.should_save, manager.metrics, manager.restore, manager.delete):
         with pytest.raises(VcjaxError, match="step") as caught:
             call(step)
@@ -256,22 +262,40 @@ def test_other_things_are_no_steps(step):
 # -- deleting and pruning ------------------------------------------------------
 
 
-def test_the_latest_step_cannot_be_deleted():
-    manager = vcjax.CheckpointManager(place())
+def test_deleting_the_latest_step_takes_the_branch_back():
+    manager = Manager(place())
     manager.save(0, tree(0))
     manager.save(1, tree(1))
-    with pytest.raises(VcjaxError, match="step 1 is the latest") as caught:
-        manager.delete(1)
-    assert "undo" in (caught.value.hint or "")
-    assert_restores(manager.restore(1), 1)
-    manager.delete(0)
-    assert manager.all_steps() == [1]
+    gone = manager.repo.resolve("HEAD")
+    manager.delete(1)
+    assert manager.all_steps() == [0]
+    assert [commit.step for commit in manager.repo.log()] == [0]
+    with pytest.raises(PrunedError, match=r"step 1 .*delete\(\)"):
+        manager.restore(1)
+    with pytest.raises(PrunedError):
+        manager.repo.restore(gone)
+    manager.save(2, tree(2))
+    assert [commit.step for commit in manager.repo.log()] == [2, 0]
     with pytest.raises(FileNotFoundError):
-        manager.delete(0)
+        manager.delete(7)
+    manager.reload()
+    assert manager.all_steps() == [0, 2]
+    assert manager.repo.fsck().ok
+
+
+def test_the_latest_step_stays_where_a_tag_points_to_it():
+    manager = Manager(place())
+    manager.save(0, tree(0))
+    manager.save(1, tree(1))
+    manager.repo.tag("v1")
+    with pytest.raises(VcjaxError, match="step 1 is not deleted"):
+        manager.delete(1)
+    assert manager.all_steps() == [0, 1]
+    assert_restores(manager.restore(1), 1)
 
 
 def test_a_step_with_a_tag_cannot_be_deleted():
-    manager = vcjax.CheckpointManager(place(), Options(max_to_keep=2))
+    manager = Manager(place(), Options(max_to_keep=2))
     manager.save(0, tree(0))
     manager.repo.tag("v1")
     manager.save(1, tree(1))
@@ -286,69 +310,9 @@ def test_a_step_with_a_tag_cannot_be_deleted():
     assert manager.all_steps() == [3, 4]
 
 
-def test_prune_says_what_it_did(repo):
-    commits = [repo.commit(tree(value)) for value in range(3)]
-    report = repo.prune(commits, "a test")
-    assert report.commits == (commits[0].digest, commits[1].digest)
-    assert report.spared == (commits[2].digest,)
-    assert len(report.collected.objects) == 4  # two packs, two leaf objects
-    assert report.collected.nbytes > 2 * 80_000
-    nothing = repo.prune(["HEAD"], "a test")
-    assert (nothing.commits, nothing.collected.objects) == ((), ())
-    with pytest.raises(PrunedError, match="a test"):
-        repo.restore(commits[0])
-    assert_restores(repo.restore(), 2)
-    assert repo.fsck().ok
-
-
-def test_pruning_again_finishes_what_was_interrupted(repo, monkeypatch):
-    first = repo.commit(tree(0))
-    repo.commit(tree(1))
-    with monkeypatch.context() as patch:
-        patch.setattr(repo.store, "delete", lambda keys: (_ for _ in ()).throw(StorageError("off")))
-        with pytest.raises(StorageError):
-            repo.prune([first], "a test")
-    assert len(repo.prune([first], "a test").collected.objects) == 2
-    assert repo.fsck().ok
-
-
-def test_another_process_may_branch_between_prunes(url):
-    """What one pruner remembers must not hide what another process has done since."""
-    ours, theirs = vcjax.Repository.init(url), vcjax.Repository.open(url)
-    first = ours.commit(tree(0))
-    ours.commit(tree(1))
-    ours.commit(tree(2))
-    ours.prune(["HEAD~1"], "a test")
-    theirs.branch("side", at=first)
-    side = theirs.commit({**tree(0), "inline": 5}, branch="side")
-    theirs.branch("gone", at=first)
-    gone = theirs.commit({**tree(0), "inline": 6}, branch="gone")
-    theirs.delete_branch("gone")
-    assert not ours.prune([first], "a test").collected.objects
-    theirs.delete_branch("side")
-    assert not ours.prune([first, side], "a test").collected.objects
-    np.testing.assert_array_equal(ours.restore(gone)["own"], tree(0)["own"])
-    assert len(ours.prune([gone], "a test").collected.objects) == 2
-    assert ours.fsck().ok
-
-
-def test_another_process_may_prune(url):
-    """And be killed before it has deleted anything."""
-    ours, theirs = vcjax.Repository.init(url), vcjax.Repository.open(url)
-    first = ours.commit(tree(0))
-    second = ours.commit({**tree(0), "inline": 5})
-    ours.commit(tree(1))
-    ours.prune([], "a test")
-    theirs.prunings.mark([second.digest], "another test")
-    assert len(ours.prune([first], "a test").collected.objects) == 2
-    ours.commit(tree(0))
-    assert_restores(theirs.restore(), 0)
-    assert ours.fsck().ok
-
-
 @pytest.mark.parametrize("many", [20, 60])
 def test_a_save_reads_no_more_when_there_are_more_steps(many, monkeypatch):
-    manager = vcjax.CheckpointManager(place(), Options(max_to_keep=3))
+    manager = Manager(place(), Options(max_to_keep=3))
     for step in range(many):
         manager.save(step, tree(step))
     read, read_versioned = manager.repo.store.read_many, manager.repo.store.read_versioned
@@ -370,90 +334,6 @@ def test_a_save_reads_no_more_when_there_are_more_steps(many, monkeypatch):
     assert sum(key.startswith("commits/") for key in keys) == 0
 
 
-class PruningMachine(RuleBasedStateMachine):
-    """Commits, branches, undo and pruning by two repository objects on one place."""
-
-    def __init__(self):
-        super().__init__()
-        url = place()
-        self.repos = [vcjax.Repository.init(url), vcjax.Repository.open(url)]
-        self.values = {}  # digest -> tree
-        self.pruned = set()
-
-    def head(self):
-        return self.repos[0].head.branch
-
-    def unborn(self):
-        return self.head() not in self.repos[0].branches
-
-    @rule(who=st.integers(0, 1), p=st.integers(0, 2), q=st.integers(0, 2), chunk=st.integers(0, 4))
-    def commit(self, who, p, q, chunk):
-        array = np.zeros((3, 1 << 18), np.float32)  # three chunks: differences to a base
-        array[min(chunk, 2)] = chunk
-        content = {"p": np.full(2_000, p), "q": np.full(20_000, q), "r": array}
-        repo = self.repos[who]
-        repo.refresh()
-        digest = repo.commit(content).digest
-        self.values[digest] = content
-
-    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"), back=st.integers(0, 3))
-    def branch(self, who, name, back):
-        if not self.unborn():
-            log = list(self.repos[who].log())
-            self.repos[who].branch(name, log[min(back, len(log) - 1)], force=True)
-
-    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"))
-    def switch(self, who, name):
-        if name in self.repos[who].branches:
-            self.repos[who].switch(name)
-
-    @rule(who=st.integers(0, 1), name=st.sampled_from("abc"))
-    def delete_branch(self, who, name):
-        if name in self.repos[who].branches and name != self.head():
-            self.repos[who].delete_branch(name)
-
-    @precondition(lambda self: not self.unborn())
-    @rule(who=st.integers(0, 1))
-    def undo(self, who):
-        self.repos[who].undo()
-
-    @precondition(lambda self: self.values)
-    @rule(who=st.integers(0, 1), data=st.data())
-    def prune(self, who, data):
-        chosen = data.draw(st.lists(st.sampled_from(sorted(self.values)), max_size=3))
-        refs = {*self.repos[who].branches.values()}
-        report = self.repos[who].prune(chosen, "a test")
-        assert set(report.commits) == set(chosen) - refs
-        assert set(report.spared) == set(chosen) & refs
-        self.pruned |= set(report.commits)
-
-    @rule(who=st.integers(0, 1))
-    def gc(self, who):
-        self.repos[who].gc(force=True)
-
-    @invariant()
-    def the_unpruned_restore(self):
-        for digest, content in self.values.items():
-            if digest not in self.pruned:
-                restored = self.repos[0].restore(digest)
-                for name, array in content.items():
-                    np.testing.assert_array_equal(restored[name], array)
-
-    @invariant()
-    def all_is_well(self):
-        report = self.repos[0].fsck()
-        assert report.ok, report.problems
-
-
-TestPruning = PruningMachine.TestCase
-TestPruning.settings = settings(
-    max_examples=15,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
 # -- failures ------------------------------------------------------------------
 
 
@@ -466,7 +346,7 @@ def failing(error):
 
 def test_a_failed_background_save_says_which(monkeypatch):
     options = Options(enable_async_checkpointing=True)
-    with vcjax.CheckpointManager(place(), options) as manager:
+    with Manager(place(), options) as manager:
         manager.save(0, tree(0))
         manager.wait_until_finished()
         full = StorageError("the disk is full", hint="free space")
@@ -486,7 +366,7 @@ def test_a_failed_background_save_says_which(monkeypatch):
 
 def test_a_foreign_error_keeps_its_type(monkeypatch):
     options = Options(enable_async_checkpointing=True)
-    with vcjax.CheckpointManager(place(), options) as manager:
+    with Manager(place(), options) as manager:
         with monkeypatch.context() as patch:
             patch.setattr(manager.repo.objects, "write", failing(MemoryError("no room")))
             manager.save(1, tree(1))

@@ -1,0 +1,40 @@
+"""Options of the checkpoint manager: Orbax's, and what we add."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from vcjax.errors import VcjaxError
+
+
+@dataclass
+class CheckpointManagerOptions(ocp.CheckpointManagerOptions):
+    """What a `CheckpointManager` saves and keeps. Names and defaults are Orbax's.
+
+    Orbax's own options are accepted as they are; docs/guides/migrating-from-orbax.md has
+    a table of what each means here.
+
+    Attributes:
+        overwrite: whether saving a step that exists replaces it (the former state stays in
+            history). Orbax raises, or returns False; `save(overwrite=)` decides one by one.
+        step_folders: whether a step saved by `args=` into a local folder gets an empty
+            folder with Orbax's name for it, `DIRECTORY/STEP/ITEM`: for scripts that look for
+            steps by path, and for `Checkpointer.restore` with such a path.
+    """
+
+    overwrite: bool = False
+    step_folders: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.read_only and self.save_interval_steps < 1:
+            raise VcjaxError(
+                "save_interval_steps must be 1 or more",
+                hint="read_only=True is for managers that never save",
+            )
+
+
+def added(options: Any, name: str) -> Any:
+    """One of the options that Orbax does not have; its default for Orbax's own options."""
+    return getattr(options, name, getattr(CheckpointManagerOptions, name))

@@ -1,0 +1,85 @@
+"""What the arguments of a manager's constructor mean."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from vcjax.errors import RepositoryNotFoundError
+from vcjax.orbax.item_handlers import ItemHandlers
+from vcjax.repo import Repository
+from vcjax.repo.settings import locate
+
+
+def open_repository(directory: str | os.PathLike[str], options: Any) -> Repository:
+    """The repository of a manager; made where there is none, as far as the options allow.
+
+    With `create` off a folder that exists is taken into use all the same, as by Orbax: it
+    is the folder that is not to be made.
+
+    Raises:
+        RepositoryNotFoundError: there is none, and the options do not allow to make one.
+    """
+    try:
+        return Repository.open(directory)
+    except RepositoryNotFoundError:
+        folder = locate(directory).location.folder
+        there = folder is not None and folder.is_dir()
+        if options.read_only or not (options.create or there):
+            raise
+    if folder is not None and there:
+        _warn_of_orbax(folder)
+    return Repository.init(directory, exist_ok=True)
+
+
+def _warn_of_orbax(folder: Any) -> None:
+    """A run that goes on in a folder of Orbax's would begin at its first step."""
+    steps = [entry.name for entry in folder.iterdir() if (entry / "_CHECKPOINT_METADATA").exists()]
+    if steps:
+        logging.warning(
+            "%s holds %d steps that Orbax saved, which are not seen here: "
+            "`vcjax import orbax %s` makes commits of them",
+            folder,
+            len(steps),
+            folder,
+        )
+
+
+def handlers_of(
+    checkpointers: Any,
+    item_names: Sequence[str] | None,
+    item_handlers: Any,
+    registry: Any,
+    options: Any,
+) -> tuple[ItemHandlers, bool]:
+    """(the handlers, whether to save in the background).
+
+    Raises:
+        ValueError: arguments that exclude each other.
+    """
+    given = {
+        "checkpointers": checkpointers,
+        "item_names": item_names,
+        "item_handlers": item_handlers,
+        "handler_registry": registry,
+    }
+    together = {frozenset(("item_names", "item_handlers"))}
+    names = [name for name, value in given.items() if value is not None]
+    single = item_handlers is not None and not isinstance(item_handlers, Mapping)
+    if len(names) > 1 and (frozenset(names) not in together or (single and item_names)):
+        raise ValueError(f"{' and '.join(names)} are mutually exclusive")
+    in_background = options.enable_async_checkpointing
+    if checkpointers is None:
+        return ItemHandlers(item_names, item_handlers, registry), in_background
+    several = isinstance(checkpointers, Mapping)
+    members = list(checkpointers.values()) if several else [checkpointers]
+    wrong = [member for member in members if not hasattr(member, "handler")]
+    if wrong:
+        raise ValueError(f"checkpointers holds a {type(wrong[0]).__qualname__}, no checkpointer")
+    if several:
+        handlers: Any = {name: member.handler for name, member in checkpointers.items()}
+    else:
+        handlers = checkpointers.handler
+    in_background = any(hasattr(member, "wait_until_finished") for member in members)
+    return ItemHandlers(None, handlers), in_background

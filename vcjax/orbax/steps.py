@@ -1,0 +1,92 @@
+"""The steps that a manager knows: their numbers, commits, metrics and ranks."""
+
+import bisect
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from vcjax.errors import VcjaxError
+
+
+@dataclass(frozen=True)
+class Step:
+    """One saved step, as Orbax's policies look at it.
+
+    Attributes:
+        step: its number.
+        time: when it was saved, UTC.
+        metrics: what `save` was given, as JSON types; None without.
+        commit: digest of its commit; empty while it is being saved.
+        score: what `best_fn` makes of the metrics; None if the step has no rank.
+    """
+
+    step: int
+    time: datetime
+    metrics: Any = None
+    commit: str = ""
+    score: float | None = None
+
+
+class StepIndex:
+    """Steps by number, ascending. Adding the latest takes the same time however many there are."""
+
+    def __init__(self, steps: Iterable[Step] = ()):
+        self._by_number = {step.step: step for step in steps}
+        self.ordered: list[Step] = sorted(self._by_number.values(), key=_number)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.ordered)
+
+    def __len__(self) -> int:
+        return len(self.ordered)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._by_number
+
+    def get(self, number: int) -> Step | None:
+        """The step with this number, if there is one."""
+        return self._by_number.get(number)
+
+    @property
+    def latest(self) -> Step | None:
+        """The step with the largest number."""
+        return self.ordered[-1] if self.ordered else None
+
+    def add(self, step: Step) -> None:
+        """Adds a step, in the place of the one with its number."""
+        at = bisect.bisect_left(self.ordered, step.step, key=_number)
+        end = at + (step.step in self._by_number)
+        self.ordered[at:end] = [step]
+        self._by_number[step.step] = step
+
+    def remove(self, number: int) -> Step | None:
+        """Removes the step with this number, if there is one, and gives it back."""
+        step = self._by_number.pop(number, None)
+        if step is not None:
+            at = bisect.bisect_left(self.ordered, number, key=_number)
+            del self.ordered[at]
+        return step
+
+
+def _number(step: Step) -> int:
+    return step.step
+
+
+def checked_step(step: Any) -> int:
+    """The number of a step; any integer type will do.
+
+    Raises:
+        VcjaxError: it is no integer, or negative.
+    """
+    hint = "steps are integers from 0: int, or a NumPy or JAX integer scalar"
+    if isinstance(step, bool):
+        raise VcjaxError(f"{step} is not a step", hint=hint)
+    try:
+        number = operator.index(step)
+    except TypeError as error:
+        raise VcjaxError(f"{step!r} is not a step", hint=hint) from error
+    if number < 0:
+        raise VcjaxError(f"step {number} is negative", hint=hint)
+    return number

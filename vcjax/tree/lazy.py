@@ -1,0 +1,58 @@
+"""Arrays that are read when they are needed, and not kept."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vcjax import errors
+from vcjax.tree import dtypes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LazyArray:
+    """An array that is elsewhere: in a file, or still to be computed.
+
+    It may be a leaf of a tree like any other. A commit reads one such leaf after
+    the other and frees each before it reads the one after the next, so that the
+    tree need not fit into memory. Everything else that asks for its data reads
+    it anew.
+
+    Attributes:
+        shape: of the array.
+        dtype: of the array.
+        read: gives the array, in host memory; nobody else may write to it.
+
+    Example:
+        >>> lazy = LazyArray((3,), np.dtype("float32"), lambda: np.ones(3, np.float32))
+        >>> float(np.sum(lazy))
+        3.0
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in host memory, bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.read()
+        if array.shape != self.shape or dtypes.dtype_name(array.dtype) != dtypes.dtype_name(
+            self.dtype
+        ):
+            raise errors.TreeError(
+                f"{array.dtype}{list(array.shape)} was read where a lazy leaf promised "
+                f"{self.dtype}{list(self.shape)}",
+                hint="its source has changed meanwhile",
+            )
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def is_lazy(leaf: Any) -> bool:
+    """Whether the data of a leaf are a `LazyArray`."""
+    return isinstance(leaf.data, LazyArray)
