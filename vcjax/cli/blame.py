@@ -95,8 +95,8 @@ COMMAND = Command(
     run=run,
     arguments=(0, None),
     define=define,
-    details="Reads manifests alone. A leaf that moved is followed to its old path (the same "
-    "content at a path that is gone since), and what a merge took from a side is that side's. "
+    details="Reads manifests alone. A leaf that moved is followed to its old path (the path that "
+    "its content left in that commit), and what a merge took from a side is that side's. "
     "With --chunks a leaf larger than 4 MiB is followed in its parts as long as dtype and shape "
     "stay what they are, and neighbours of one commit are shown together.",
 )
