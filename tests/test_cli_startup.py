@@ -57,6 +57,8 @@ def python(code, environment, cwd):
 LIGHT = {
     "log": ("jax", "flax", "optax", "orbax", "rich"),
     "log --graph --oneline --metrics=loss -n20": ("jax", "flax", "optax", "orbax", "rich"),
+    "log --oneline -n20 -- w": ("jax", "flax", "optax", "orbax", "rich"),
+    "blame --chunks": ("jax", "flax", "optax", "orbax", "rich"),
     "show": ("jax", "flax", "optax", "orbax", "rich"),
     "ls": ("jax", "flax", "optax", "orbax", "rich"),
     "branch": ("jax", "flax", "optax", "orbax", "rich"),

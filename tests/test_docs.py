@@ -16,6 +16,7 @@ PAGES = (
     "docs/getting-started.md",
     "docs/for-git-users.md",
     "docs/merging.md",
+    "docs/diff.md",
     "docs/guides/migrating-from-orbax.md",
 )
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

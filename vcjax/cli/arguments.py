@@ -22,8 +22,8 @@ def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
     return words[:i], words[i], words[i + 1 :]
 
 
-def parse(command: Command, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """The flags and the positional arguments of a command.
+def parse(command: Command, argv: Sequence[str]) -> tuple[flags.FlagValues, list[str], list[str]]:
+    """The flags of a command, its positional arguments, and which of these follow a `--`.
 
     Flags may stand anywhere before a `--`. Dashes and underscores in their names
     are the same: `--dry-run` is `--dry_run` and `--no-stats` is `--nostats`.
@@ -33,7 +33,8 @@ def parse(command: Command, argv: Sequence[str]) -> tuple[flags.FlagValues, list
     """
     values = command.flag_values()
     try:
-        arguments = values(["vcjax", *_spelled(values, argv)])[1:]
+        spelled, after = _spelled(values, argv)
+        arguments = [*values(["vcjax", *spelled])[1:], *after]
     except flags.UnrecognizedFlagError as error:
         raise UsageError(
             f"vcjax {command.name} has no flag {_dashed(error.flagname)}",
@@ -48,16 +49,16 @@ def parse(command: Command, argv: Sequence[str]) -> tuple[flags.FlagValues, list
             f"vcjax {command.name} takes {_amount(least, most)}, not {len(arguments)}",
             hint=f"usage: vcjax {command.name} [flags] {command.usage}".rstrip(),
         )
-    return values, arguments
+    return values, arguments, after
 
 
-def _spelled(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """The words with each flag spelled as absl knows it."""
+def _spelled(values: flags.FlagValues, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before a `--` with each flag spelled as absl knows it, and those after it."""
     spelled: list[str] = []
     words = iter(argv)
     for word in words:
         if word == "--":
-            return [*spelled, word, *words]
+            return spelled, list(words)
         name, separator, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or word == "-":
             spelled.append(word)
@@ -69,7 +70,7 @@ def _spelled(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         spelled.append(f"--{name}{separator}{value}")
         if not separator and name in values and takes_value(values[name]):
             spelled += [value for value in [next(words, None)] if value is not None]
-    return spelled
+    return spelled, []
 
 
 def _known(values: flags.FlagValues, name: str) -> str:

@@ -251,7 +251,7 @@ def show(session: Session, folder: Path, *words: str) -> None:
         return
     session.out.line(Span(f"$ vcjax {shlex.join(words)}", "green"))
     command = registry.load(words[0])
-    values, arguments = parse(command, [*words[1:], f"--repo={folder}"])
+    values, arguments, _ = parse(command, [*words[1:], f"--repo={folder}"])
     command.run(Session(values, arguments, session.out))
 
 

@@ -72,7 +72,7 @@ def _dispatch(words: list[str], out: Output) -> int:
         out.raw(f"vcjax {__version__}")
         return OK
     command = registry.load(name or "help")
-    values, arguments = parse(command, [*before, *after])
+    values, arguments, after = parse(command, [*before, *after])
     out.json = command.reports and values.json
     if values.debug:
         from absl import logging  # 0.05 s
@@ -81,7 +81,7 @@ def _dispatch(words: list[str], out: Output) -> int:
     if values.help and name is not None:
         out.raw(command.help())
         return OK
-    return command.run(Session(values, arguments, out))
+    return command.run(Session(values, arguments, out, after))
 
 
 def _explain(out: Output, message: str, hint: str | None, kind: str) -> None:

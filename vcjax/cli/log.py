@@ -1,19 +1,25 @@
-"""`vcjax log`: the commits that lead to a revision."""
+"""`vcjax log`: the commits that lead to a revision, or those of them that changed some leaves."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from vcjax import report
 from vcjax.cli.command import Command, UsageError
 from vcjax.cli.session import Session
-from vcjax.errors import RevisionError
+from vcjax.errors import RevisionError, TreeError
 from vcjax.report import Line, Row, Span
+from vcjax.tree import pattern
 
 if TYPE_CHECKING:
-    from vcjax.history import Commit
+    from vcjax.history import Commit, TouchWalk
+
+Touched = dict[str, Any]
+"""What a commit did to the leaves that are asked about, as JSON types."""
 
 
 def define(values: flags.FlagValues) -> None:
@@ -28,6 +34,12 @@ def define(values: flags.FlagValues) -> None:
         "first_parent", False, "follow only the first parent of merges", flag_values=values
     )
     flags.DEFINE_boolean("all", False, "start at all refs", flag_values=values)
+    flags.DEFINE_boolean(
+        "stats",
+        False,
+        "with GLOBs, the L2 norm of what each commit changed; reads these leaves",
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "reflog",
         False,
@@ -44,20 +56,79 @@ def run(session: Session) -> int:
     repo, values = session.repo, session.flags
     refs = [*repo.refs.under("refs/").values(), *repo.refs.under("aliases/").values()]
     names = report.decorations(repo.head, refs)
-    starts: list[str | Commit] = [*session.args]
-    if values.all:
-        starts += [repo.history.commit(digest) for digest in names]
-    commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
+    commits, touched, parents = _commits(session, names)
     if session.out.json:
         full = report.full_names(refs)
         listed = [report.commit_document(c, full.get(c.digest, ())) for c in commits]
+        for document in listed if session.after else ():
+            document["touched"] = touched[document["digest"]]
         session.out.document("log", {"commits": listed})
         return 0
-    view = _View(names, values.metrics, values.oneline)
+    view = _View(names, values.metrics, values.oneline, touched)
     if values.metrics:
         session.out.line(*report.metric_headings(values.metrics))
-    session.out.lines(_graph(view, commits, values) if values.graph else _list(view, commits))
+    lines = _graph(view, commits, parents) if values.graph else _list(view, commits)
+    session.out.lines(lines)
     return 0
+
+
+_Parents = Callable[["Commit"], Sequence[str]]
+
+
+def _commits(
+    session: Session, names: dict[str, list[str]]
+) -> "tuple[Iterator[Commit], dict[str, Touched], _Parents]":
+    """The commits, what they did to the leaves that are asked about, and how they hang together.
+
+    The second is filled while the commits are gone through.
+    """
+    repo, values = session.repo, session.flags
+    count = len(session.args) - len(session.after)
+    starts: list[str | Commit] = [*session.args[:count]]
+    if values.all:
+        starts += [repo.history.commit(digest) for digest in names]
+    if not session.after:
+        if values.stats:
+            raise UsageError("log --stats is about leaves", hint="vcjax log --stats -- GLOB…")
+        followed = 1 if values.first_parent else None
+        try:
+            commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
+            first = list(itertools.islice(commits, 1))
+        except RevisionError as error:
+            error.hint = f"{error.hint} (leaf paths go after `--`: vcjax log -- GLOB)"
+            raise
+        return itertools.chain(first, commits), {}, lambda commit: commit.parents[:followed]
+    walk = repo.touches(*starts, paths=session.after, first_parent=values.first_parent)
+    touched: dict[str, Touched] = {}
+    return _touching(session, walk, touched), touched, walk.parents
+
+
+def _touching(
+    session: Session, walk: "TouchWalk", touched: dict[str, Touched]
+) -> "Iterator[Commit]":
+    """The commits that changed the leaves; what each did is noted in `touched`."""
+    limit = session.flags.limit
+    for touch in itertools.islice(walk, limit):
+        fields = touch.to_dict()
+        if session.flags.stats:
+            fields["l2"] = _l2(session, touch.commit)
+        touched[touch.commit.digest] = fields
+        yield touch.commit
+    if not touched and limit != 0:
+        raise TreeError(
+            f"no leaf of these commits matches {' or '.join(map(repr, session.after))}",
+            hint="`vcjax ls REV` lists the leaf paths; `**` crosses `/`, `*` does not",
+        )
+
+
+def _l2(session: Session, commit: "Commit") -> float | None:
+    """The norm of what a commit changed of the leaves, as one vector; None for a root."""
+    if not commit.parents:
+        return None
+    changes = session.repo.diff(commit.parents[0], commit).changes
+    patterns = [pattern(glob) for glob in session.after]
+    chosen = [c.stats["l2"] for c in changes if c.stats and any(p.match(c.path) for p in patterns)]
+    return math.hypot(*chosen)
 
 
 @dataclass(frozen=True)
@@ -67,11 +138,16 @@ class _View:
     names: dict[str, list[str]]
     metrics: Sequence[str]
     oneline: bool
+    touched: dict[str, Touched] = field(default_factory=dict)
 
     def text(self, commit: "Commit") -> list[Line]:
         """The lines about a commit, without graph and metrics."""
         names = self.names.get(commit.digest, ())
-        return [report.oneline(commit, names)] if self.oneline else report.entry(commit, names)
+        touched = self.touched.get(commit.digest)
+        change = None if touched is None else report.touched(touched)
+        if self.oneline:
+            return [report.oneline(commit, names, change)]
+        return report.entry(commit, names, change)
 
     def margin(self, commit: "Commit | None") -> list[str | Span]:
         """The metrics that stand before the first line about a commit."""
@@ -84,10 +160,9 @@ def _list(view: _View, commits: "Iterator[Commit]") -> Iterator[Line]:
             yield report.line(*view.margin(None if i else commit), *text)
 
 
-def _graph(view: _View, commits: "Iterator[Commit]", values: flags.FlagValues) -> Iterator[Line]:
+def _graph(view: _View, commits: "Iterator[Commit]", parents_of: _Parents) -> Iterator[Line]:
     found = {commit.digest: commit for commit in commits}
-    followed = 1 if values.first_parent else None
-    parents = {digest: commit.parents[:followed] for digest, commit in found.items()}
+    parents = {digest: parents_of(commit) for digest, commit in found.items()}
     order = report.topological(parents)
     rows = report.draw((digest, parents[digest]) for digest in order)
     for digest, row in zip(order, rows, strict=True):
@@ -142,10 +217,15 @@ def _logged(session: Session) -> str:
 COMMAND = Command(
     name="log",
     summary="List the commits that lead to a revision",
-    usage="[REV…]",
+    usage="[REV…] [-- GLOB…]",
     run=run,
     arguments=(0, None),
     define=define,
     details="Commits are listed newest first, children before their parents. With --graph "
-    "--limit, the graph is that of the listed commits.",
+    "--limit, the graph is that of the listed commits. A range A..B is what leads to B and "
+    "not to A.\n\n"
+    "After `--`, only commits that changed leaves whose paths match a GLOB are listed, with how "
+    "many leaves of what size each changed against its first parent. This is known from manifests "
+    "alone. A commit that has the leaves as one of its parents has is left out, and only this "
+    "parent is followed, as by `git log -- PATH`.",
 )

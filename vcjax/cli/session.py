@@ -20,11 +20,13 @@ class Session:
         flags: the values of its flags (absl's `FlagValues`).
         args: its positional arguments.
         out: where it writes.
+        after: those of its positional arguments that follow a `--`.
     """
 
     flags: Any
     args: list[str] = field(default_factory=list)
     out: Output = field(default_factory=Output)
+    after: list[str] = field(default_factory=list)
 
     def argument(self, index: int, default: str) -> str:
         """A positional argument, or its default where fewer were given."""

@@ -19,14 +19,18 @@ dense_bytes. With `stats="full"` also (see `spectrum`): singular_values, effecti
 spectral_norm, update_rank, histogram.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from vcjax.diffing.divergence import divergences
 from vcjax.diffing.modules import ModuleChange, roll_up
+from vcjax.diffing.rendering import render
 from vcjax.diffing.sides import ThreeWay
+from vcjax.errors import StorageError
 from vcjax.tree import LeafSpec, select
 
 Status = Literal["added", "removed", "changed", "moved", "unchanged"]
@@ -181,6 +185,44 @@ class TreeDiff:
         if self.three_way is not None:
             document["three_way"] = self.three_way.to_dict()
         return document
+
+    def to_markdown(self, title: str | None = None) -> str:
+        """A report for a pull request: counts, modules, and the leaves that changed the most.
+
+        Args:
+            title: a heading to begin with.
+        """
+        return render("markdown", self, title=title)
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        title: str = "What changed",
+        old: str | None = None,
+        new: str | None = None,
+    ) -> None:
+        """Writes a report as one HTML page that needs nothing else.
+
+        With `stats="full"` it has histograms and singular values too.
+
+        Args:
+            path: the file.
+            title: of the page.
+            old: what the old side is called.
+            new: what the new side is called.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        page = render("html", self, title=title, old=old, new=new)
+        try:
+            Path(path).write_text(page, "utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+
+    def _repr_html_(self) -> str:
+        return render("notebook", self)
 
     def __str__(self) -> str:
         counts = self.counts

@@ -1,6 +1,9 @@
 from .ancestry import is_ancestor as is_ancestor
 from .ancestry import merge_bases as merge_bases
 from .ancestry import walk as walk
+from .blaming import BlamedLeaf as BlamedLeaf
+from .blaming import blame as blame
+from .changes import StoredTrees as StoredTrees
 from .commit import Commit as Commit
 from .manifest import LeafEntry as LeafEntry
 from .manifest import Manifest as Manifest
@@ -15,3 +18,5 @@ from .refs import Ref as Ref
 from .refs import Refs as Refs
 from .refs import check_name as check_name
 from .revisions import Resolver as Resolver
+from .touching import Touch as Touch
+from .touching import TouchWalk as TouchWalk

@@ -13,27 +13,53 @@ from vcjax.history.commit import Commit
 Lookup = Callable[[str], Commit]
 
 
-def walk(heads: Iterable[str], lookup: Lookup, first_parent: bool = False) -> Iterator[Commit]:
+Follow = Callable[[Commit], Iterable[str]]
+"""The parents of a commit by which a walk goes on."""
+
+
+def walk(
+    heads: Iterable[str],
+    lookup: Lookup,
+    first_parent: bool = False,
+    exclude: Iterable[str] = (),
+    follow: Follow | None = None,
+) -> Iterator[Commit]:
     """All ancestors of `heads`, themselves included; children always before parents.
 
     Args:
+        heads: digests of commits.
+        lookup: digest -> Commit.
         first_parent: follow only the first parent of merges.
+        exclude: digests of commits that are left out with all their ancestors.
+        follow: which parents to follow, once a commit was given; all by default.
     """
     queue: list[tuple[int, float, str, Commit]] = []
     seen: set[str] = set()
+    excluded = set(exclude)
+    wanted = 0  # how many in the queue are not excluded
 
     def push(digest: str) -> None:
+        nonlocal wanted
         if digest not in seen:
             seen.add(digest)
             commit = lookup(digest)
+            wanted += digest not in excluded
             heapq.heappush(queue, (-commit.generation, -commit.time.timestamp(), digest, commit))
 
-    for head in heads:
+    for head in (*excluded, *heads):
         push(head)
-    while queue:
+    while queue and wanted:
         commit = heapq.heappop(queue)[-1]
+        if commit.digest in excluded:
+            for parent in commit.parents:
+                wanted -= parent in seen and parent not in excluded
+                excluded.add(parent)
+                push(parent)
+            continue
+        wanted -= 1
         yield commit
-        for parent in commit.parents[:1] if first_parent else commit.parents:
+        parents = commit.parents if follow is None else follow(commit)
+        for parent in commit.parents[:1] if first_parent else parents:
             push(parent)
 
 

@@ -184,12 +184,13 @@ def _encode_key(key: Key, depth: int = 0) -> Any:
     return key
 
 
-def _decode_key(key: Any, depth: int = 0) -> Key:
+def decode_key(key: Any, depth: int = 0) -> Key:
+    """The key of a container from its stored form; raises CorruptionError."""
     if isinstance(key, dict):
         if depth > MAX_KEY_DEPTH:
             raise CorruptionError(f"a key is a tuple of more than {MAX_KEY_DEPTH} levels")
         if "tuple" in key:
-            return tuple(_decode_key(part, depth + 1) for part in key["tuple"])
+            return tuple(decode_key(part, depth + 1) for part in key["tuple"])
         return int(key["int"], 16)
     if not isinstance(key, str | int | float | bool | bytes):
         raise CorruptionError(f"{key!r} is no key of a tree")
@@ -223,7 +224,7 @@ def _decode(fields: Any, depth: int) -> Any:
         raise CorruptionError(f"unknown kind of node {fields['kind']!r}")
     children = tuple(_decode(child, depth + 1) for child in fields["children"])
     keys = fields.get("keys")
-    keys = tuple(range(len(children))) if keys is None else tuple(map(_decode_key, keys))
+    keys = tuple(range(len(children))) if keys is None else tuple(map(decode_key, keys))
     if len(keys) != len(children):
         raise CorruptionError(f"a node has {len(keys)} keys for {len(children)} children")
     return Node(fields["kind"], keys, children, fields.get("name", ""))

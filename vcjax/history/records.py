@@ -59,10 +59,18 @@ class History:
             if digest in self._manifests:
                 self._manifests.move_to_end(digest)
                 return self._manifests[digest]
-        data = self._store.read(manifest_key(digest))
+        return self._keep(Manifest.decode(digest, self.manifest_bytes(digest)))
+
+    def manifest_bytes(self, digest: str) -> bytes:
+        """The manifest with this digest as it is stored, neither checked nor decoded.
+
+        Raises:
+            MissingObjectError: there is none.
+        """
+        data = self._read(manifest_key(digest))
         if data is None:
             raise MissingObjectError(f"manifest {digest[:8]} is gone", hint=_HINT)
-        return self._keep(Manifest.decode(digest, data))
+        return data
 
     def _keep(self, manifest: Manifest) -> Manifest:
         with self._lock:

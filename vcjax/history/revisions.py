@@ -10,6 +10,9 @@ latest                the newest commit of the current branch
 REV~3  REV^  REV^2    third first-parent ancestor; first parent; second parent
 main@{1}              what main was before its last change
 HEAD@{1}              the same of the current branch; of HEAD itself while detached
+
+A range names several: A..B are the commits that lead to B and not to A, and an end
+that is left out is HEAD.
 """
 
 import difflib
@@ -69,6 +72,22 @@ class Resolver:
             for _ in range(count):
                 commit = self._parent(commit, 1, revision)
         return commit
+
+    def resolve_range(self, text: str) -> tuple[Commit, Commit] | None:
+        """The commits at the ends of a range `A..B`; None for a text that is no range.
+
+        Raises:
+            RevisionError: an end names no commit.
+        """
+        start, separator, stop = text.partition("..")
+        if not separator:
+            return None
+        if stop.startswith("."):
+            raise RevisionError(
+                f"{text!r}: ranges with three dots are not known",
+                hint="`A..B` are the commits that lead to B and not to A",
+            )
+        return self.resolve(start or "HEAD"), self.resolve(stop or "HEAD")
 
     def _parent(self, commit: Commit, number: int, revision: str) -> Commit:
         if number > len(commit.parents):
@@ -201,6 +220,9 @@ class Resolver:
         return next(commit for commit in commits if commit.digest == best)
 
     def _unknown(self, name: str) -> RevisionError:
+        if ".." in name:
+            hint = "it reads as a range, and one commit is asked for"
+            return RevisionError(f"no commit is called {name!r}", hint=hint)
         return RevisionError(f"no commit is called {name!r}", hint=self._suggestion(name))
 
     def _suggestion(self, name: str) -> str:

@@ -1,20 +1,32 @@
 """Reading a repository: revisions, manifests, restore, log and diff."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vcjax import history
 from vcjax.errors import PrunedError
-from vcjax.history import Commit, Head, History, Manifest, Prunings, Refs, Resolver
+from vcjax.history import (
+    BlamedLeaf,
+    Commit,
+    Head,
+    History,
+    Manifest,
+    Prunings,
+    Refs,
+    Resolver,
+    StoredTrees,
+    TouchWalk,
+)
 from vcjax.history.refs import HEADS, TAGS
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 
 if TYPE_CHECKING:
-    from vcjax.diffing import TreeDiff
+    from vcjax.diffing import Similarity, TreeDiff
     from vcjax.merging import MergePlan
     from vcjax.objects import ObjectStore
+    from vcjax.repo.tracing import Trajectory
 
 
 class Reader:
@@ -108,41 +120,161 @@ class Reader:
             )
 
     def log(
-        self, *revisions: str | Commit, limit: int | None = None, first_parent: bool = False
+        self,
+        *revisions: str | Commit,
+        limit: int | None = None,
+        first_parent: bool = False,
+        paths: Sequence[str] | str | None = None,
     ) -> Iterator[Commit]:
         """The commits that lead to some revisions, newest first, children before parents.
 
         Args:
-            revisions: where to start; `HEAD` by default.
+            revisions: where to start; `HEAD` by default. A range "A..B" leaves out
+                what leads to A.
             limit: how many at the most.
             first_parent: follow only the first parent of merges.
+            paths: leaf path globs: only commits that changed such a leaf, from
+                manifests alone and simplified as by `git log -- PATH`.
         """
-        heads = [self.resolve(revision).digest for revision in revisions or ("HEAD",)]
-        commits = history.walk(heads, self.history.commit, first_parent)
+        if paths is not None:
+            touches = self.touches(*revisions, paths=paths, first_parent=first_parent)
+            commits = (touch.commit for touch in touches)
+        else:
+            heads, exclude = self._ends(revisions)
+            commits = history.walk(heads, self.history.commit, first_parent, exclude)
         for count, commit in enumerate(commits):
             if count == limit:
                 return
             yield commit
+
+    def touches(
+        self, *revisions: str | Commit, paths: Sequence[str] | str, first_parent: bool = False
+    ) -> TouchWalk:
+        """A walk over the commits that changed some leaves, with how much each changed.
+
+        Args:
+            revisions: as for `log`.
+            paths: leaf path globs.
+            first_parent: follow only the first parent of merges.
+
+        Example:
+            >>> import vcjax
+            >>> repo = vcjax.Repository.init("memory://touches")
+            >>> first = repo.commit({"w": 1, "b": 1})
+            >>> second = repo.commit({"w": 1, "b": 2})
+            >>> [touch.counts["changed"] for touch in repo.touches(paths="b")]
+            [1, 0]
+        """
+        heads, exclude = self._ends(revisions)
+        globs = [paths] if isinstance(paths, str) else list(paths)
+        trees = StoredTrees(self.history)
+        return TouchWalk(heads, self.history.commit, trees, globs, first_parent, exclude)
+
+    def _ends(self, revisions: Sequence[str | Commit]) -> tuple[list[str], list[str]]:
+        """Digests of the commits where a walk starts, and of those that it leaves out."""
+        heads, exclude = [], []
+        for revision in revisions or ("HEAD",):
+            ends = self.resolver.resolve_range(revision) if isinstance(revision, str) else None
+            if ends is None:
+                heads.append(self.resolve(revision).digest)
+                continue
+            exclude.append(ends[0].digest)
+            heads.append(ends[1].digest)
+        return heads, exclude
+
+    def blame(
+        self,
+        revision: str | Commit = "HEAD",
+        chunks: bool = False,
+        paths: list[str] | str | None = None,
+    ) -> list[BlamedLeaf]:
+        """The commit that last changed each leaf, in tree order. Reads manifests alone.
+
+        A leaf that moved is followed to its old path; one that a merge took from a
+        side is that side's.
+
+        Args:
+            revision: whose leaves.
+            chunks: whether to tell it of every chunk (4 MiB) of a leaf by itself.
+            paths: leaf path globs: only these leaves.
+
+        Raises:
+            RevisionError: no such commit.
+            TreeError: a glob matches no leaf.
+
+        Example:
+            >>> import vcjax
+            >>> repo = vcjax.Repository.init("memory://blame")
+            >>> first = repo.commit({"w": 1, "b": 1}, "one")
+            >>> second = repo.commit({"w": 1, "b": 2}, "two")
+            >>> {leaf.path: leaf.commit.message for leaf in repo.blame()}
+            {'b': 'two', 'w': 'one'}
+        """
+        commit = self.resolve(revision)
+        return history.blame(commit, self.history.commit, StoredTrees(self.history), chunks, paths)
+
+    def trajectory(self, over: str = "HEAD", paths: list[str] | str | None = None) -> "Trajectory":
+        """How leaves moved over a line of history: norm, distance from its start, every step.
+
+        Args:
+            over: a range "A..B": from A to B by first parents, both included; or a
+                revision: from the first commit to it.
+            paths: leaf path globs: only these leaves. Leaves that are no arrays of
+                numbers are left out, and data that were pruned are gaps.
+
+        Raises:
+            RevisionError: first parents do not lead from B to A.
+            TreeError: a glob matches no leaf, or none is an array of numbers.
+
+        Example:
+            >>> import vcjax, numpy as np
+            >>> repo = vcjax.Repository.init("memory://trajectory")
+            >>> commits = [repo.commit({"w": np.float32([3 * i, 4 * i])}) for i in range(3)]
+            >>> repo.trajectory("HEAD~2..HEAD").leaves[0].distance
+            (0.0, 5.0, 10.0)
+        """
+        from vcjax.repo.tracing import trace
+
+        return trace(self, over, paths)
 
     def diff(
         self,
         old: str | Commit = "HEAD~1",
         new: str | Commit = "HEAD",
         *,
-        stats: bool = True,
+        stats: bool | Literal["full"] = True,
         paths: list[str] | None = None,
+        base: str | Commit | None = None,
     ) -> "TreeDiff":
         """What changed from one commit to another.
 
         Args:
             old: a revision.
             new: a revision.
-            stats: whether to read the leaves that changed and compute figures.
+            stats: whether to read what changed and compute figures; "full" for
+                singular values and histograms too.
             paths: leaf path globs: only these leaves.
+            base: a revision that both come from: then the diff's `three_way` says
+                what each of the two changed of it, and how far they agree.
         """
         from vcjax.repo.comparing import compare
 
-        return compare(self.manifest(old), self.manifest(new), self.objects, stats, paths)
+        origin = None if base is None else self.manifest(base)
+        return compare(self.manifest(old), self.manifest(new), self.objects, stats, paths, origin)
+
+    def similarity(self, revisions: Sequence[str | Commit], base: str | Commit) -> "Similarity":
+        """How alike several commits are in what they changed of a common base.
+
+        Args:
+            revisions: of the commits.
+            base: the revision that they come from.
+        """
+        from vcjax.repo.comparing import similarity
+
+        commits = [self.resolve(revision) for revision in revisions]
+        names = [_name(revision) for revision in revisions]
+        manifests = [self.history.manifest_of(commit) for commit in commits]
+        return similarity(manifests, self.manifest(base), self.objects, names)
 
     def plan_merge(self, ours: str | Commit, theirs: str | Commit) -> "MergePlan":
         """What merging two commits would do to each leaf; reads no data and changes nothing."""
@@ -164,3 +296,7 @@ class Reader:
     def head(self) -> Head:
         """The current branch, or commit when detached."""
         return self.refs.head()
+
+
+def _name(revision: str | Commit) -> str:
+    return revision if isinstance(revision, str) else revision.digest[:8]

@@ -1,7 +1,8 @@
 """Diffs and merge plans as text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from vcjax.diffing import LeafChange, TreeDiff
 from vcjax.merging import MergePlan
@@ -9,11 +10,14 @@ from vcjax.report.figures import format_number, format_percent
 from vcjax.report.lines import Line, Span, line
 from vcjax.report.table import Column, table
 
-MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">"}
-STYLES = {"added": "green", "removed": "red", "changed": "yellow", "moved": "cyan"}
+MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">", "unchanged": "="}
+STYLES = {"added": "green", "removed": "red", "changed": "yellow", "moved": "cyan", "unchanged": ""}
 
 BAR = 40
 """Length of the longest bar of `stat_lines`, characters."""
+
+MODULE_BAR = 20
+"""The same of `module_lines`."""
 
 _FIGURES = (
     Column("relative", right=True),
@@ -24,23 +28,84 @@ _FIGURES = (
 )
 
 
-def diff_lines(diff: TreeDiff) -> list[Line]:
-    """Every leaf that is not unchanged, with its figures where there are any, and the counts."""
-    changes = [change for change in diff.changes if change.status != "unchanged"]
+ORDERS: Mapping[str, str | None] = {
+    "tree": None,
+    "path": None,
+    "relative": "relative_l2",
+    "l2": "l2",
+    "max": "max_abs",
+    "elements": "fraction_changed",
+    "cosine": "cosine",
+}
+"""{what leaves may be sorted by: the figure, where it is one}."""
+
+
+def arranged(
+    diff: TreeDiff, sort: str = "tree", statuses: Collection[str] = ()
+) -> list[LeafChange]:
+    """The leaves of a diff that a report lists, in its order.
+
+    Args:
+        diff: the diff.
+        sort: one of `ORDERS`. Figures go from the most to the least changed (the
+            smallest cosine first); leaves without figures come last.
+        statuses: only these; without any, all but unchanged.
+    """
+    chosen = [
+        change
+        for change in diff.changes
+        if (change.status in statuses if statuses else change.status != "unchanged")
+    ]
+    if sort == "path":
+        return sorted(chosen, key=lambda change: change.path)
+    figure = ORDERS[sort]
+    if figure is None:
+        return chosen
+    sign = 1 if sort == "cosine" else -1
+
+    def key(change: LeafChange) -> tuple[bool, float]:
+        stats = change.stats
+        return stats is None, 0.0 if stats is None else sign * float(stats[figure])
+
+    return sorted(chosen, key=key)
+
+
+def most_changed(diff: TreeDiff) -> list[LeafChange]:
+    """The leaves that are not unchanged, the most telling first.
+
+    Those without figures (added, removed, of another kind) come first, then by
+    relative change. What was 0 before has no such size and comes last.
+    """
+
+    def key(change: LeafChange) -> tuple[bool, float]:
+        size = _relative(change)
+        return change.stats is not None, -size if math.isfinite(size) else 1.0
+
+    return sorted(arranged(diff), key=key)
+
+
+def diff_lines(diff: TreeDiff, sort: str = "tree", statuses: Collection[str] = ()) -> list[Line]:
+    """The leaves of a diff, with their figures where there are any, and the counts.
+
+    Args:
+        diff: the diff.
+        sort: see `arranged`.
+        statuses: likewise.
+    """
+    changes = arranged(diff, sort, statuses)
     measured = any(change.stats is not None for change in changes)
     columns = [Column(), Column("leaf"), Column("change"), *(_FIGURES if measured else ())]
     rows: list[list[str | Span]] = []
     for change in changes:
         style = STYLES[change.status]
         row: list[str | Span] = [Span(MARKS[change.status], style), Span(change.path, style)]
-        rows.append([*row, change.describe(), *(_figures(change) if measured else ())])
+        rows.append([*row, change.describe(), *(_figures(change.stats) if measured else ())])
     return [*(table(columns, rows) if rows else ()), *_structure(diff), line(summary(diff))]
 
 
-def _figures(change: LeafChange) -> list[str]:
-    if change.stats is None:
+def _figures(stats: Mapping[str, Any] | None) -> list[str]:
+    if stats is None:
         return [""] * len(_FIGURES)
-    stats = change.stats
     return [
         format_percent(stats["relative_l2"]),
         format_number(stats["l2"]),
@@ -50,21 +115,65 @@ def _figures(change: LeafChange) -> list[str]:
     ]
 
 
-def stat_lines(diff: TreeDiff) -> list[Line]:
-    """Every leaf that is not unchanged with a bar for its relative change, and the counts."""
-    changes = [change for change in diff.changes if change.status != "unchanged"]
+def stat_lines(diff: TreeDiff, sort: str = "tree", statuses: Collection[str] = ()) -> list[Line]:
+    """The leaves of a diff with a bar for the relative change of each, and the counts.
+
+    Args:
+        diff: the diff.
+        sort: see `arranged`.
+        statuses: likewise.
+    """
+    changes = arranged(diff, sort, statuses)
     sizes = [_relative(change) for change in changes]
     top = max((size for size in sizes if math.isfinite(size)), default=0.0)
     rows: list[list[str | Span]] = []
     for change, size in zip(changes, sizes, strict=True):
         style = STYLES[change.status]
         measured = change.stats is not None
-        share = 1.0 if not math.isfinite(size) else size / top if top else 0.0
-        bar = "~" * math.ceil(BAR * share) if measured else change.status
+        drawn = bar(size, top) if measured else change.status
         amount = format_percent(size) if measured else ""
-        rows.append([Span(MARKS[change.status], style), change.path, amount, Span(bar, style)])
+        rows.append([Span(MARKS[change.status], style), change.path, amount, Span(drawn, style)])
     columns = [Column(), Column(), Column(right=True), Column()]
     return [*table(columns, rows), *_structure(diff), line(summary(diff))]
+
+
+def module_lines(diff: TreeDiff, depth: int, sort: str = "tree") -> list[Line]:
+    """The modules of a diff that are not unchanged, each with figures and a bar, and the counts.
+
+    Args:
+        diff: the diff.
+        depth: how many parts of the leaf path make a module.
+        sort: see `arranged`.
+    """
+    modules = [module for module in diff.rollup(depth) if set(module.counts) - {"unchanged"}]
+    figure = ORDERS[sort]
+    if sort == "path":
+        modules.sort(key=lambda module: module.path)
+    elif figure is not None:
+        sign = 1 if sort == "cosine" else -1
+        modules.sort(
+            key=lambda m: (m.stats is None, sign * float(m.stats[figure] if m.stats else 0))
+        )
+    sizes = [float(m.stats["relative_l2"]) if m.stats else 0.0 for m in modules]
+    top = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    rows: list[list[str | Span]] = []
+    for module, size in zip(modules, sizes, strict=True):
+        counts = ", ".join(f"{n:,} {status}" for status, n in module.counts.items())
+        drawn = Span(bar(size, top, MODULE_BAR) if module.stats else "", STYLES["changed"])
+        rows.append([module.path or "(root)", counts, *_figures(module.stats), drawn])
+    columns = [Column("module"), Column("leaves"), *_FIGURES, Column()]
+    return [*(table(columns, rows) if rows else ()), *_structure(diff), line(summary(diff))]
+
+
+def bar(size: float, top: float, width: int = BAR, character: str = "~") -> str:
+    """A bar for a size, as long as `width` for the largest; sizes beyond all bounds fill it.
+
+    Example:
+        >>> bar(1, 2, 10), bar(0, 2, 10), bar(1e-9, 2, 10)
+        ('~~~~~', '', '~')
+    """
+    share = 1.0 if not math.isfinite(size) else min(1.0, size / top) if top else 0.0
+    return character * math.ceil(width * share)
 
 
 def _relative(change: LeafChange) -> float:

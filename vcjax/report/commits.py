@@ -43,9 +43,23 @@ def _prefix(ref: Ref) -> str:
     return next(prefix for prefix in KINDS if ref.name.startswith(prefix))
 
 
-def oneline(commit: Commit, names: Sequence[str]) -> Line:
-    """A commit in one line: digest, refs, first line of the message."""
-    return line(Span(commit.digest[:8], "yellow"), *_names(names), " ", commit.summary)
+def oneline(commit: Commit, names: Sequence[str], change: str | None = None) -> Line:
+    """A commit in one line: digest, refs, first line of the message, what it changed."""
+    shown = [] if change is None else ["  ", Span(change, "cyan")]
+    return line(Span(commit.digest[:8], "yellow"), *_names(names), " ", commit.summary, *shown)
+
+
+def touched(fields: Mapping[str, Any]) -> str:
+    """What a commit did to some leaves, in words: "2 changed, 1.2 MB, l2 0.1".
+
+    Args:
+        fields: `Touch.to_dict`, and "l2" where that was asked for.
+    """
+    words = [f"{n:,} {status}" for status, n in fields["counts"].items() if n]
+    words.append(format_bytes(fields["nbytes"]))
+    if fields.get("l2") is not None:
+        words.append(f"l2 {format_number(fields['l2'])}")
+    return ", ".join(words)
 
 
 def _names(names: Sequence[str]) -> list[str | Span]:
@@ -59,7 +73,7 @@ def _names(names: Sequence[str]) -> list[str | Span]:
     return [*parts, Span(")", "yellow")]
 
 
-def entry(commit: Commit, names: Sequence[str]) -> list[Line]:
+def entry(commit: Commit, names: Sequence[str], change: str | None = None) -> list[Line]:
     """A commit in several lines, as `git log` shows it; an empty line ends it."""
     fields = [("Author:", commit.author), ("Date:", format_time(commit.time))]
     if len(commit.parents) > 1:
@@ -69,6 +83,8 @@ def entry(commit: Commit, names: Sequence[str]) -> list[Line]:
     if commit.metrics:
         pairs = (f"{name}={format_number(value)}" for name, value in commit.metrics.items())
         fields.append(("Metrics:", " ".join(pairs)))
+    if change is not None:
+        fields.append(("Changed:", change))
     lines = [line(Span(f"commit {commit.digest}", "yellow"), *_names(names))]
     lines += [line(f"{label:<9}{text}") for label, text in fields]
     lines += [line(), *(line("    ", text) for text in commit.message.splitlines()), line()]

@@ -15,7 +15,7 @@ def document(kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     Numbers that JSON lacks become the strings "NaN", "Infinity" and "-Infinity".
     """
     assert "format" not in fields, "the document's own field"
-    return {"format": f"vcjax.{kind}.{VERSION}", **{k: _standard(v) for k, v in fields.items()}}
+    return {"format": f"vcjax.{kind}.{VERSION}", **{k: standard(v) for k, v in fields.items()}}
 
 
 def dumps(content: Any) -> str:
@@ -23,11 +23,12 @@ def dumps(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False)
 
 
-def _standard(value: Any) -> Any:
+def standard(value: Any) -> Any:
+    """The same with strings for the numbers that JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {key: _standard(child) for key, child in value.items()}
+        return {key: standard(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_standard(child) for child in value]
+        return [standard(child) for child in value]
     return value
