@@ -190,7 +190,8 @@ def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
             continue
         if sharding not in texts:
             made = ocp_metadata.NamedShardingMetadata.from_jax_sharding(sharding)
-            if list(sharding.mesh.devices.flat) == jax.devices():
+            devices = sharding.mesh.devices
+            if devices is not None and devices.ravel().tolist() == jax.devices():
                 made.device_mesh = None  # all, in their order: thousands of numbers less
             texts[sharding] = made.to_serialized_string()
         found = ranges.setdefault(texts[sharding], [])
