@@ -1,5 +1,6 @@
 """Figures of the difference of two leaves, in one pass over both, block by block."""
 
+import functools
 import math
 import threading
 from collections.abc import Iterator
@@ -225,7 +226,7 @@ def _pass(old: jax.Array, new: jax.Array, steps: jax.Array) -> Any:
         for _, largest, count in rows:
             top, counts = jnp.maximum(top, largest), counts + count
         terms = [
-            sum(products[1:], start=products[0])
+            functools.reduce(jnp.add, products)
             for products in zip(*(r[0] for r in rows), strict=True)
         ]
         pairs = zip(sums, terms, strict=True)
