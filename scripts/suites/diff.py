@@ -80,7 +80,7 @@ def _vcjax(folder: Path, paths: list[Path]) -> dict[str, Measurement]:
     import vcjax
 
     small = [{"w": np.full(70_000, number, np.float32)} for number in (1, 2)]
-    vcjax.diff(*small)
+    vcjax.diff(small[0], small[1])
     results = {}
     results["files"], found = measured(lambda: _diff_files(paths), folder)
     _check(found, 148)
@@ -101,7 +101,8 @@ def _vcjax(folder: Path, paths: list[Path]) -> dict[str, Measurement]:
 
 def _diff_files(paths: list[Path]) -> Any:
     """As `vcjax diff FILE FILE` does it."""
-    return diffing.examine(*map(open_file, paths))
+    old, new = map(open_file, paths)
+    return diffing.examine(old, new)
 
 
 def _check(found: Any, number: int) -> None:
