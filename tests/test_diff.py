@@ -290,3 +290,13 @@ def test_batches_hold_what_fits():
     sizes = {"a": 3, "b": 4, "c": 9, "d": 1, "e": 1}
     assert list(comparing.batches(sizes, 7)) == [["a", "b"], ["c"], ["d", "e"]]
     assert list(comparing.batches({}, 7)) == []
+
+
+def test_scalar_arrays_are_measured(repo):
+    old, new = ({"s": np.float32(x), "n": np.array(x, np.int32)} for x in (2, 5))
+    diff = vcjax.diff(old, new, stats="full")
+    assert [change.stats["l2"] for change in diff.changes] == [3, 3]
+    assert repo.diff(repo.commit(old), repo.commit(new)) == vcjax.diff(old, new)
+    assert vcjax.diff(old, new, base={"s": np.float32(1), "n": np.array(1)}).three_way.stats[
+        "cosine"
+    ] == pytest.approx(1)

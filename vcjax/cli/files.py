@@ -2,12 +2,13 @@
 
 import mmap
 import os
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vcjax import diffing, formats, hashing, tree
-from vcjax.diffing.contents import aligned
 
 BATCH_BYTES = 64 * 1024 * 1024
 """How much of a file is digested at once."""
@@ -16,18 +17,21 @@ BATCH_BYTES = 64 * 1024 * 1024
 class FileContent(diffing.TreeContent):
     """The leaves of a file; the pages of one that is mapped are given back once they were read.
 
-    Without that they would count as this process's memory until the end.
+    Without that they would count as this process's memory until the end. They are
+    given back when the same thread reads on: whoever still looks at them then only
+    has them read again.
     """
+
+    def __init__(self, leaves: Mapping[str, Any]):
+        super().__init__(leaves)
+        self._thread = threading.local()
 
     def read(self, path: str, first: int, last: int) -> np.ndarray:
         """See `vcjax.diffing.Content`."""
-        mapped = super().read(path, first, last)
-        if _mapping(mapped) is None:
-            return mapped
-        held = aligned(mapped.size, mapped.dtype)
-        held[:] = mapped
-        release(mapped)
-        return held
+        found = super().read(path, first, last)
+        release(self._thread.__dict__.get("last", found[:0]))
+        self._thread.last = found
+        return found
 
 
 def open_file(path: str | os.PathLike[str]) -> tuple[Any, FileContent]:

@@ -64,6 +64,9 @@ def runs(spec: tree.LeafSpec, chunks: Sequence[int] | None = None) -> Iterator[R
         chunks: numbers of the chunks that are wanted, ascending; None for all.
     """
     shape, width = spec.shape, tree.itemsize(spec.dtype)
+    if not shape:  # nothing that could be cut
+        yield Run(0, 0, 0, 1)
+        return
     spans = list(chunk_ranges(shape, width))
     wanted = range(chunk_count(shape, width)) if chunks is None else chunks
     most = max(1, RUN_BYTES // (width * max(1, math.prod(chunk_shape(shape, width)))))

@@ -1,10 +1,10 @@
 """Figures of the difference of two leaves, in one pass over both, block by block."""
 
-import functools
 import math
 import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -225,10 +225,7 @@ def _pass(old: jax.Array, new: jax.Array, steps: jax.Array) -> Any:
         rows = [_row(old[step * TERMS + term], new[step * TERMS + term]) for term in range(TERMS)]
         for _, largest, count in rows:
             top, counts = jnp.maximum(top, largest), counts + count
-        terms = [
-            functools.reduce(jnp.add, products)
-            for products in zip(*(r[0] for r in rows), strict=True)
-        ]
+        terms = [reduce(add, products) for products in zip(*(r[0] for r in rows), strict=True)]
         pairs = zip(sums, terms, strict=True)
         sums = tuple(_two_sum(total, lost, term) for (total, lost), term in pairs)
         return sums, top, counts
