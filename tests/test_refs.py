@@ -72,14 +72,14 @@ def test_conflicts_on_a_detached_head(detached):
 
 def test_a_switch_wins_over_a_commit_to_the_detached_head(detached, monkeypatch):
     """Nothing would point to the commit: it is refused, not acknowledged and lost."""
-    write = detached.history.write_commit
+    write = detached.history.write
     other = Repository.open(detached.url)
 
-    def switched(commit):
+    def switched(*parts):
         other.switch("main")
-        return write(commit)
+        return write(*parts)
 
-    monkeypatch.setattr(detached.history, "write_commit", switched)
+    monkeypatch.setattr(detached.history, "write", switched)
     with pytest.raises(RefError, match="meanwhile"):
         detached.commit({"a": np.ones(4)}, "late")
     assert detached.head == Head("main")
