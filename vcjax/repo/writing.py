@@ -90,11 +90,8 @@ class Writer(Reader):
         metrics: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
-<<<<<<< HEAD
         rebase: bool = True,
-=======
         from_first: list[str] | None = None,
->>>>>>> c6f295e (Decide for all processes on process 0 in the checkpoint manager)
     ) -> Commit:
         """Records a PyTree. Leaves whose content is stored already cost no bytes.
 
@@ -116,14 +113,11 @@ class Writer(Reader):
             metrics: {name: number}; make `best:NAME` work.
             provenance: how the tree came about, JSON types.
             author: "Name <address>"; this user by default.
-<<<<<<< HEAD
             rebase: whether to take over what others have committed meanwhile. Without,
                 the tree is recorded as it is, after theirs: nothing is merged, and
                 there are no conflicts. For those who commit whole states.
-=======
             from_first: leaf path globs: of several processes only process 0 has these
                 leaves, or those of process 0 count. Not arrays on devices of several.
->>>>>>> c6f295e (Decide for all processes on process 0 in the checkpoint manager)
 
         Returns:
             The commit; it is durable, and the branch points to it.
@@ -155,11 +149,8 @@ class Writer(Reader):
         metrics: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
-<<<<<<< HEAD
         rebase: bool = True,
-=======
         from_first: list[str] | None = None,
->>>>>>> c6f295e (Decide for all processes on process 0 in the checkpoint manager)
     ) -> Future[Commit]:
         """Like `commit`, in the background.
 
