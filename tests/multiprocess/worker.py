@@ -325,10 +325,11 @@ def serve(group, index):
     stream = channel.makefile("rw")
     stream.write(json.dumps({"index": index, "pid": os.getpid()}) + "\n")
     stream.flush()
+    functions = {**globals(), **vars(sys.modules["managing"])}
     for line in stream:
         name, options = json.loads(line)
         try:
-            answer = {"result": globals()[name](**options)}
+            answer = {"result": functions[name](**options)}
         except BaseException as error:
             message = "".join(traceback.format_exception_only(error))
             answer = {
@@ -342,6 +343,8 @@ def serve(group, index):
 
 
 def main():
+    import managing  # noqa: F401  it takes some of the above, so it is imported last
+
     assert threading.active_count() == 1, "forking is safe only while there is one thread"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:

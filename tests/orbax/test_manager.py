@@ -178,13 +178,14 @@ def test_a_manager_that_was_overtaken_notices(url, monkeypatch):
     a, b = Manager(url), Manager(url)
     a.save(0, {"p": 0, "q": 0})
     b.reload()
-    follow = b._keeper.follow
+    take_news = b._keeper.take_news
 
-    def overtaken():
-        follow()
+    def overtaken(*arguments):
+        news = take_news(*arguments)
         a.save(1, {"p": 1, "q": 0})
+        return news
 
-    monkeypatch.setattr(b._keeper, "follow", overtaken)
+    monkeypatch.setattr(b._keeper, "take_news", overtaken)
     assert b.save(2, {"p": 0, "q": 0, "r": 2})
     assert b.all_steps() == [0, 1, 2]
 

@@ -17,13 +17,14 @@ from vcjax.history import Commit
 from vcjax.orbax import foreign
 from vcjax.orbax.item_handlers import ItemHandlers, decoded, encoded
 from vcjax.orbax.items import DEFAULT_ITEM, ItemRecord, StoredItem, stored_items
+from vcjax.orbax.sharing import Sharing
 from vcjax.orbax.wanted import Wanted, resolve
 from vcjax.repo import Repository
 
 
 @contextmanager
 def staged(
-    handlers: ItemHandlers, args: Mapping[str, Any], single: bool
+    handlers: ItemHandlers, args: Mapping[str, Any], single: bool, sharing: Sharing | None = None
 ) -> Iterator[tuple[Any, dict[str, ItemRecord]]]:
     """The tree of a commit for a step, and the records of its items.
 
@@ -33,12 +34,13 @@ def staged(
         handlers: which handler does what.
         args: {item name: arguments to save by}.
         single: whether the only item is the whole tree.
+        sharing: with the other processes, if they save the same step.
     """
     with ExitStack() as stack:
         trees, records = {}, {}
         for name, item in args.items():
             handler = handlers.for_args(name, item)
-            trees[name], records[name] = stack.enter_context(encoded(handler, item))
+            trees[name], records[name] = stack.enter_context(encoded(handler, item, sharing))
         yield trees[DEFAULT_ITEM] if single else trees, records
 
 

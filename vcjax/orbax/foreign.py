@@ -20,6 +20,7 @@ from etils import epath
 
 from vcjax.errors import VcjaxError
 from vcjax.orbax.items import StoredItem
+from vcjax.orbax.sharing import Sharing
 from vcjax.repo.restoring import read_leaves
 from vcjax.tree import Node, unescape
 
@@ -37,22 +38,27 @@ def _call(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 @contextmanager
-def written(handler: Any, args: Any) -> Iterator[dict[str, Any]]:
+def written(handler: Any, args: Any, sharing: Sharing | None = None) -> Iterator[dict[str, Any]]:
     """What a handler saves, as a tree of its files; they exist until the context is left.
 
     An asynchronous handler is waited for: what it writes is needed to make the commit.
+    Several processes write to one folder, as in Orbax, and process 0 has the tree.
     """
-    with tempfile.TemporaryDirectory(prefix="vcjax-item-") as name:
-        folder = epath.Path(name) / "item"
-        folder.mkdir()
-        positional, keywords = _call(args)
-        if isinstance(handler, ocp.AsyncCheckpointHandler):
-            for future in _started(handler, folder, positional, keywords):
-                future.result()
-        else:
-            handler.save(folder, *positional, **keywords)
-        handler.finalize(folder)
-        yield files_of(Path(name) / "item")
+    sharing = sharing or Sharing.alone()
+    with sharing.folder() as parent:
+        folder = epath.Path(parent) / "item"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def save() -> None:
+            positional, keywords = _call(args)
+            if isinstance(handler, ocp.AsyncCheckpointHandler):
+                for future in _started(handler, folder, positional, keywords):
+                    future.result()
+            else:
+                handler.save(folder, *positional, **keywords)
+
+        sharing.agree(lambda: handler.finalize(folder), save)
+        yield files_of(parent / "item") if sharing.leads else {}
 
 
 def _started(handler: Any, folder: epath.Path, positional: Any, keywords: Any) -> list[Any]:

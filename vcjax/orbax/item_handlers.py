@@ -17,6 +17,7 @@ from vcjax.orbax import foreign
 from vcjax.orbax.foreign import Positional
 from vcjax.orbax.items import DEFAULT_ITEM, ItemRecord, Kind, StoredItem, record_shardings
 from vcjax.orbax.restoring import restore_plain, restore_pytree, restore_standard
+from vcjax.orbax.sharing import Sharing
 
 _KINDS: dict[type, Kind] = {
     ocp.StandardCheckpointHandler: "tree",
@@ -151,15 +152,20 @@ def _subclasses(cls: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def encoded(handler: Any, args: Any) -> Iterator[tuple[Any, ItemRecord]]:
+def encoded(
+    handler: Any, args: Any, sharing: Sharing | None = None
+) -> Iterator[tuple[Any, ItemRecord]]:
     """The tree in which an item is committed, and its record.
+
+    Args:
+        sharing: with the other processes, if they save the same item.
 
     Raises:
         ValueError: there is nothing to save.
     """
     kind = "files" if isinstance(args, Positional) else _KINDS.get(type(handler), "files")
     if kind == "files":
-        content = foreign.written(handler, args)
+        content = foreign.written(handler, args, sharing)
     else:
         content = nullcontext(_content(args, kind))
     with content as item:

@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from glob import escape
 from typing import Any, Literal
 
 import jax
@@ -181,7 +182,7 @@ def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
     plain = (np.ndarray, np.generic, int, float, complex, str, bytes)
     if all(isinstance(leaf, plain) for leaf in jax.tree.leaves(item)) or jax.device_count() < 2:
         return ()  # JAX is not asked for its devices where it is not used
-    root = tree.flatten(item)
+    root = tree.flatten(item, spanning=True)
     ranges: dict[str, list[list[int]]] = {}
     texts: dict[Any, str] = {}
     for index, (_, leaf) in enumerate(tree.iter_leaves(root)):
@@ -200,6 +201,23 @@ def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
         else:
             found.append([index, index + 1])
     return tuple(ranges.items())
+
+
+_OF_FIRST = ("JaxRandomKeyCheckpointHandler", "NumpyRandomKeyCheckpointHandler")
+"""Handlers of what each process may have its own of, and saves process 0's."""
+
+
+def from_first(records: Mapping[str, ItemRecord], single: bool) -> list[str]:
+    """Globs of the leaves of items of which process 0's count, as in Orbax.
+
+    JSON, random keys that are not spread over processes, and files of handlers.
+    """
+    chosen = [
+        name
+        for name, record in records.items()
+        if record.kind != "tree" or record.handler.endswith(_OF_FIRST)
+    ]
+    return ["**" if single else f"{escape(tree.escape(name))}/**" for name in chosen]
 
 
 def _parse_sharding(text: str) -> ocp_metadata.ShardingMetadata:

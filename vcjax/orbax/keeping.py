@@ -1,22 +1,20 @@
 """The steps of a branch as a manager keeps them: in step with commits, saves and pruning."""
 
 import copy
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from typing import Any
 
 from absl import logging
 
-from vcjax.errors import RevisionError, VcjaxError
+from vcjax.errors import VcjaxError
 from vcjax.history import Commit
 from vcjax.history.refs import HEAD, HEADS
-from vcjax.orbax.contents import metrics_of
 from vcjax.orbax.folders import StepFolders
-from vcjax.orbax.policies import rate
-from vcjax.orbax.steps import Step, StepIndex
+from vcjax.orbax.known_steps import KnownSteps
+from vcjax.orbax.steps import Step
 from vcjax.repo import Repository
 
 TIMEOUT_SECONDS = 1200
@@ -40,106 +38,91 @@ class Saving:
     future: Future[Commit]
 
 
-class StepKeeper:
+class StepKeeper(KnownSteps):
     """Knows the steps on the current branch, and lets the data of dropped ones go.
 
     Args:
         repo: the repository.
-        options: the manager's, for `best_fn`.
+        options: the manager's.
         policy: the retention policy in words.
     """
 
     def __init__(self, repo: Repository, options: Any, policy: str = ""):
-        self.repo = repo
-        self.index = StepIndex()
-        self.dropped: dict[int, str] = {}  # step -> commit whose data were let go
-        self.root_metadata: dict[str, Any] = {}
-        self._options, self._policy = options, policy
+        super().__init__(repo, options)
+        self._policy = policy
         self._timeout = getattr(options.async_options, "timeout_secs", TIMEOUT_SECONDS)
         self._callback = getattr(options.async_options, "post_finalization_callback", None)
         self._folders = StepFolders(repo.store.location.folder, options)
-        self._rated: dict[str, float | None] = {}  # by commit
-        self._tip: str | None = None  # the commit that the steps were read from
         self._saving: Saving | None = None
         self._failure: tuple[int, BaseException] | None = None
-        self._lock = threading.RLock()  # of `index` and `dropped`
         self._worker: ThreadPoolExecutor | None = None
         self._retiring: list[Future[None]] = []
 
-    # -- what there is ---------------------------------------------------------
-
-    def reload(self) -> None:
-        """Reads all steps anew."""
+    def _ready(self) -> None:
         self.settle()
-        self._retired()
-        self.repo.refresh()
-        self._tip = self._read_tip()
-        commits: dict[int, Commit] = {}
-        if self._tip is not None:
-            for commit in self.repo.log(self._tip, first_parent=True):
-                if commit.step is not None:
-                    commits.setdefault(commit.step, commit)
-            self._note_root_metadata(self.repo.history.commit(self._tip))
-        pruned = self.repo.prunings.all()
-        with self._lock:
-            kept = [commit for commit in commits.values() if commit.digest not in pruned]
-            self.index = StepIndex(map(self._step_of, kept))
-            self.dropped = {
-                step: commit.digest for step, commit in commits.items() if commit.digest in pruned
-            }
+        self.raise_retired()
 
-    def follow(self) -> None:
-        """Takes note of what others have committed; of as many commits, and no more."""
-        tip = self._read_tip()
-        if tip == self._tip:
-            return
-        new: list[Commit] = []
-        if tip is not None and self._tip is not None:
-            known = self.repo.history.commit(self._tip).generation
-            for commit in self.repo.log(tip, first_parent=True):
-                if commit.digest == self._tip:
-                    self.repo.refresh()
-                    self._tip = tip
-                    with self._lock:
-                        for added in reversed(new):
-                            self._add(added)
-                    return
-                if commit.generation <= known:
-                    break
-                new.append(commit)
-        self.reload()  # the branch has gone elsewhere
+    # -- together --------------------------------------------------------------
 
-    def _add(self, commit: Commit) -> None:
-        if commit.step is not None:
-            self.index.add(self._step_of(commit))
-            self.dropped.pop(commit.step, None)
+    def agree(
+        self, find: Callable[[list[Any]], dict[str, Any] | None], bring: Callable[[], Any]
+    ) -> dict[str, Any] | None:
+        """What process 0 finds, on all processes, which have taken its news then.
 
-    def _note_root_metadata(self, commit: Commit) -> None:
-        fields = commit.metadata.get("orbax")
-        if isinstance(fields, dict) and fields.get("root_metadata"):
-            self.root_metadata = dict(fields["root_metadata"])
+        Args:
+            find: on process 0; if it gives anything, then with the news that it has taken.
+            bring: on all processes.
 
-    def _read_tip(self) -> str | None:
+        Raises:
+            Exception: that of the step saved before, on whichever process it failed.
+        """
+        if not self.repo.is_shared:
+            return find([bring()])
+        was_stale, self.is_stale = self.is_stale, True  # until all have taken the news
         try:
-            return self.repo.resolve("HEAD").digest
-        except RevisionError:  # the branch has no commit yet
-            return None
-
-    def _step_of(self, commit: Commit) -> Step:
-        metrics = metrics_of(commit)
-        number = commit.metadata["step"]
-        return Step(number, commit.time, metrics, commit.digest, self._rate(commit, metrics))
-
-    def _rate(self, commit: Commit, metrics: Any) -> float | None:
-        """The score of a stored step; None, with a warning, if `best_fn` cannot tell."""
-        if commit.digest not in self._rated:
+            told = self.repo.agree(find, bring)
+        except VcjaxError:
+            if not self.leads:  # this process may know better what went wrong
+                self.settle()
+                self.raise_failure()
+            raise
+        if told is not None and not self.leads:
             try:
-                score = rate(commit.step or 0, metrics, self._options)
-            except VcjaxError as error:
-                logging.warning("%s has no rank: %s", commit, error.message)
-                score = None
-            self._rated[commit.digest] = score
-        return self._rated[commit.digest]
+                self.settle()
+                self.raise_failure()
+                self.take(told["news"])
+            except BaseException as error:
+                if told.get("is_followed"):  # by a commit, for which the others wait
+                    self.repo.decline(error)
+                raise
+        self.is_stale = was_stale and (told is None or "dropped" not in told["news"])
+        return told
+
+    def follow(self, bring: Callable[[], None]) -> None:
+        """Takes note of what others have committed, all processes together.
+
+        Args:
+            bring: done on all processes before.
+        """
+        was_stale = self.is_stale
+
+        def ready() -> bool:
+            bring()
+            return was_stale
+
+        self.agree(lambda stale: {"news": self.take_news(any(stale))}, ready)
+
+    def take_news(self, is_stale: bool) -> dict[str, Any]:
+        """On process 0: takes note of what others have committed, and gives what to tell.
+
+        Args:
+            is_stale: whether some process may know other steps than this one.
+        """
+        if self.repo.is_shared:
+            self.raise_retired(only_done=True)
+        news = self.news(is_stale)
+        self.take(news)
+        return news
 
     # -- saving ----------------------------------------------------------------
 
@@ -152,7 +135,7 @@ class StepKeeper:
         self,
         step: Step,
         commit: Callable[[], Commit | Future[Commit]],
-        old_steps: Callable[[], Sequence[int]],
+        numbers: Sequence[int],
         items: Sequence[str] | None,
     ) -> None:
         """Saves a step.
@@ -160,7 +143,7 @@ class StepKeeper:
         Args:
             step: what is saved; its commit is not known yet.
             commit: makes the commit, or starts to.
-            old_steps: the steps to be dropped, once the new one is among them.
+            numbers: the steps that lose their data once it is saved.
             items: names of its items, if it is to have a folder.
         """
         made = commit()
@@ -172,24 +155,28 @@ class StepKeeper:
         with self._lock:
             replaced = self.index.get(step.step)
             self.index.add(step)
-            latest = self.index.latest
-            numbers = [
-                n for n in old_steps() if latest is None or n not in (latest.step, step.step)
-            ]
             gone = tuple(filter(None, map(self.index.remove, numbers)))
         self._saving = Saving(step, replaced, gone, future)
         background = not isinstance(made, Commit) or self._options.enable_background_delete
-        if not gone and items is None and self._callback is None:
-            pass
-        elif background:
+        idle = self._callback is None and (not self.leads or (not gone and items is None))
+        if background and not idle:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="vcjax-retention")
             self._retiring = [task for task in self._retiring if not _is_over(task)]
             self._retiring.append(self._worker.submit(self._retire, future, step.step, gone, items))
         if isinstance(made, Commit):
             self.settle()
-            if not background:
+            if not background and not idle:
                 self._retire(future, step.step, gone, items)
+
+    def old_steps(self, step: Step, find: Callable[[], Sequence[int]]) -> list[int]:
+        """The steps that a policy drops once a step is saved; never it or the latest."""
+
+        def numbers() -> list[int]:
+            found, latest = find(), self.index.latest
+            return [n for n in found if latest is None or n not in (latest.step, step.step)]
+
+        return self.after_adding(step, numbers)
 
     def settle(self) -> None:
         """Waits for the commit that is under way, and takes note of how it ended.
@@ -215,6 +202,7 @@ class StepKeeper:
         number = saving.step.step
         if failure is not None:
             self._failure = number, failure
+            self.is_stale = True
             with self._lock:
                 self.index.remove(number)
                 for step in filter(None, (saving.replaced, *saving.gone)):
@@ -227,9 +215,20 @@ class StepKeeper:
         with self._lock:
             self.index.add(replace(saving.step, commit=commit.digest, time=commit.time))
             self.dropped.pop(number, None)
+            if self.repo.is_shared:  # else it is known once they are pruned
+                self.dropped.update((step.step, step.commit) for step in saving.gone)
         if overtaken:  # somebody was faster, and this step follows theirs
-            self._tip = before
-            self.follow()
+            self._catch_up(before, commit.digest)
+
+    def _catch_up(self, before: str | None, tip: str) -> None:
+        """Adds the steps between the known tip and that of this manager's own commit."""
+        after, self._tip = self._tip, before
+        if self._follow(tip):
+            return
+        self._tip = after
+        self.is_stale = True  # to be told of by process 0, next time that all are together
+        if not self.repo.is_shared:
+            self.reload()
 
     def raise_failure(self, instead_of: int | None = None) -> None:
         """Raises what went wrong with a save, once.
@@ -271,15 +270,33 @@ class StepKeeper:
             return
         if self._callback is not None:
             self._callback()
+        if not self.leads:
+            return
         if items is not None:
             self._folders.make(number, items)
         if gone:
             self.prune(gone, self._policy)
 
     def prune(self, steps: Sequence[Step], policy: str) -> list[Step]:
-        """Lets the data of steps go; gives back those that a ref spares, which stay steps."""
+        """Lets the data of steps go; gives back those that a ref spares, which stay steps.
+
+        Of several processes only process 0 does, and what was spared is told to all when
+        they are together next.
+        """
         report = self.repo.prune([step.commit for step in steps], policy)
         spared = [step for step in steps if step.commit not in report.commits]
+        with self._lock:
+            if self.repo.is_shared:
+                self._spared += spared
+            else:
+                self.forget(steps, spared)
+        for step in steps:
+            if step not in spared:
+                self._folders.remove(step.step)
+        return spared
+
+    def forget(self, steps: Sequence[Step], spared: Sequence[Step]) -> None:
+        """Takes note of which steps have let their data go."""
         with self._lock:
             for step in steps:
                 if step in spared:
@@ -287,8 +304,31 @@ class StepKeeper:
                 else:
                     self.index.remove(step.step)
                     self.dropped[step.step] = step.commit
-                    self._folders.remove(step.step)
-        return spared
+
+    def delete(self, step: Step) -> bool:
+        """Lets the data of a step go, all processes together; False if a ref spares it.
+
+        Raises:
+            VcjaxError: it is the latest on its branch, and something else points to it.
+        """
+
+        def find() -> list[Any]:
+            if step.commit == self._tip:
+                self._take_back(step)
+            spared = bool(self.prune([step], "delete()"))
+            with self._lock:
+                self._spared = [one for one in self._spared if one is not step]
+            return [self._read_tip(), spared]
+
+        was_stale, self.is_stale = self.is_stale, True  # in case that half of it fails
+        tip, spared = self.repo.agree(find)
+        self.is_stale = was_stale
+        if tip != self._tip:
+            self.repo.refresh()
+            self._tip = tip
+        if not spared:
+            self.forget([step], [])
+        return not spared
 
     def finish(self) -> None:
         """Waits for everything that is under way.
@@ -300,15 +340,24 @@ class StepKeeper:
         try:
             self.raise_failure()
         finally:
-            self._retired()
+            if self.repo.is_shared:  # errors are raised when all processes are together next
+                wait(self._retiring)
+            else:
+                self.raise_retired()
 
-    def _retired(self) -> None:
-        tasks, self._retiring = self._retiring, []
+    def raise_retired(self, only_done: bool = False) -> None:
+        """Raises what went wrong with letting data go, once.
+
+        Args:
+            only_done: wait for nothing.
+        """
+        tasks = [task for task in self._retiring if task.done() or not only_done]
+        self._retiring = [task for task in self._retiring if task not in tasks]
         errors = [error for task in tasks if (error := task.exception()) is not None]
         if errors:
             raise errors[0]
 
-    def take_back(self, step: Step) -> None:
+    def _take_back(self, step: Step) -> None:
         """Moves the branch from the commit of a step to the one before it.
 
         Raises:
@@ -329,18 +378,13 @@ class StepKeeper:
             self.repo.branch(branch, at=self.repo.history.commit(parents[0]), force=True)
         else:
             self.repo.refs.remove(name)
-        self.repo.refresh()
-        self._tip = self._read_tip()
-
-    def is_tip(self, step: Step) -> bool:
-        """Whether the branch points to the commit of a step."""
-        return step.commit == self._tip
 
     def close(self) -> None:
-        """Ends the thread; everything was waited for."""
+        """Ends the thread; everything was waited for. Raises what was not raised yet."""
         if self._worker is not None:
             self._worker.shutdown()
             self._worker = None
+        self.raise_retired()
 
 
 def _is_over(task: Future[None]) -> bool:

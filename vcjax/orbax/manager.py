@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,11 +15,12 @@ from vcjax.errors import StepExistsError, VcjaxError
 from vcjax.history import checked_metadata
 from vcjax.orbax import metrics as metrics_
 from vcjax.orbax.contents import staged
-from vcjax.orbax.items import DEFAULT_ITEM, StepRecord
+from vcjax.orbax.items import DEFAULT_ITEM, StepRecord, from_first
 from vcjax.orbax.keeping import StepKeeper
 from vcjax.orbax.manager_options import CheckpointManagerOptions, added
 from vcjax.orbax.opening import handlers_of, open_repository
-from vcjax.orbax.policies import Retention, rate, save_policy
+from vcjax.orbax.policies import Retention, is_pure, rate, save_policy
+from vcjax.orbax.sharing import Plan, Sharing, same_step
 from vcjax.orbax.step_reader import StepReader
 from vcjax.orbax.steps import Step, checked_step
 
@@ -35,6 +36,11 @@ class CheckpointManager(StepReader):
     instead of `args=`. Each step is a commit on the current branch whose metadata hold the
     step, so everything else in vcjax works on it: `step:120` is a revision, `vcjax log`
     shows the metrics, `vcjax diff step:100 step:120` what training changed.
+
+    In a program of several processes (`jax.distributed`) each makes a manager of the same
+    repository and makes the same calls of `save`, `restore`, `reload`, `delete`; process 0
+    decides for all. `options.multiprocessing_options.primary_host=None` is for a repository
+    of each process.
 
     Several managers may save to one branch. The tree of a step is a whole state:
     each step follows the one saved before it, by whomever, and nothing is merged.
@@ -76,22 +82,24 @@ class CheckpointManager(StepReader):
         if hasattr(checkpointers, "save_interval_steps"):
             checkpointers, options = None, checkpointers
         self._options = options or CheckpointManagerOptions()
-        self._handlers, self._async = handlers_of(
-            checkpointers, item_names, item_handlers, handler_registry, self._options
-        )
-        callback = getattr(self._options.async_options, "post_finalization_callback", None)
-        if callback is not None and not self._async:
-            raise ValueError("post_finalization_callback is for saves in the background")
-        self._save_policy = save_policy(self._options)
-        self._retention = Retention(self._options)
         self._logger = logger
-        self.repo = open_repository(directory, self._options)
+        self._decides = False  # whether this is process 0, asked by all of them
+
+        def prepare() -> None:
+            self._handlers, self._async = handlers_of(
+                checkpointers, item_names, item_handlers, handler_registry, self._options
+            )
+            callback = getattr(self._options.async_options, "post_finalization_callback", None)
+            if callback is not None and not self._async:
+                raise ValueError("post_finalization_callback is for saves in the background")
+            self._save_policy = save_policy(self._options)
+            self._retention = Retention(self._options)
+            self._root_metadata = checked_metadata(dict(metadata or {}))
+
+        self.repo = open_repository(directory, self._options, prepare)
         self._keeper = StepKeeper(self.repo, self._options, str(self._retention))
         self._keeper.reload()
-        if metadata and not self._keeper.root_metadata:
-            self._keeper.root_metadata = checked_metadata(dict(metadata))
-        if self._options.cleanup_tmp_directories:
-            self.repo.gc()
+        self._keeper.root_metadata = self._keeper.root_metadata or self._root_metadata
 
     # -- saving ----------------------------------------------------------------
 
@@ -100,11 +108,31 @@ class CheckpointManager(StepReader):
         return ocp.utils.reached_preemption(step)
 
     def should_save(self, step: int) -> bool:
-        """Whether `save` would save this step: later than all others, and the policy agrees."""
+        """Whether `save` would save this step: later than all others, and the policy agrees.
+
+        Of several processes, process 0 decides for all, which call this together. Where the
+        policy looks at nothing but numbers of steps, each finds the same by itself.
+        """
         step = checked_step(step)
         if self._options.read_only:
-            logging.warning("%s is read-only: step %d is not saved", self.directory, step)
+            if self._keeper.leads:
+                logging.warning("%s is read-only: step %d is not saved", self.directory, step)
             return False
+        if self._decides or self._says_the_same_everywhere:
+            return self._policy_agrees(step)
+        return self.repo.agree(
+            lambda _: self._policy_agrees(step), lambda: self.reached_preemption(step)
+        )
+
+    @property
+    def _says_the_same_everywhere(self) -> bool:
+        """Whether no process has to be asked about whether to save."""
+        if not self.repo.is_shared:
+            return True
+        mine = type(self).should_save is CheckpointManager.should_save
+        return mine and is_pure(self._save_policy)
+
+    def _policy_agrees(self, step: int) -> bool:
         latest = self.latest_step()
         if latest is not None and latest >= step:
             return False
@@ -159,50 +187,102 @@ class CheckpointManager(StepReader):
                 failed. This step is not saved then.
         """
         began = time.time()
-        step = checked_step(step)
-        self._check_arguments(items, args)
-        if save_kwargs and metrics is None and not self._handlers.are_given:
-            save_kwargs, metrics = None, save_kwargs
         if overwrite is None:
             overwrite = added(self._options, "overwrite")
-        if self._options.read_only or not (force or overwrite or self.should_save(step)):
+        if save_kwargs and metrics is None and not self._handlers.are_given:
+            save_kwargs, metrics = None, save_kwargs
+        asks = not (force or overwrite)
+        if self._options.read_only or (asks and self._says_the_same_everywhere):
+            if self._options.read_only or not self.should_save(step):
+                checked_step(step)
+                self._check_arguments(items, args)
+                return False
+            asks = False
+
+        def check() -> int:
+            self._check_arguments(items, args)
+            if asks:
+                self.reached_preemption(checked_step(step))  # JAX wants to hear it of all
+            return checked_step(step)
+
+        plan = self._planned(check, asks, overwrite, metrics)
+        if plan is None:
             return False
-        self._keeper.settle()
-        self._keeper.raise_failure(instead_of=step)
-        self._keeper.follow()
-        known = self._keeper.index.get(step)
-        if known is not None and not overwrite:
+        with Sharing(self.repo, plan.token) as sharing:
+            saved = self._saved_args(items, save_kwargs or {}, args)
+            single = bool(self._handlers.single)
+            with staged(self._handlers, saved, single, sharing) as (tree, records):
+                hidden = self._options.prevent_write_metrics
+                plain, numbers = metrics_.checked(plan.step.metrics)
+                record = StepRecord(
+                    records,
+                    single,
+                    None if hidden or metrics_.is_flat(plain, numbers) else plain,
+                    checked_metadata(dict(custom_metadata or {}), "custom_metadata"),
+                    self._keeper.root_metadata,
+                )
+                commit = self.repo.commit_async if self._async else self.repo.commit
+                sharing.is_over = True  # what fails from here on, the commit tells
+                self._keeper.begin(
+                    plan.step,
+                    lambda: commit(
+                        tree,
+                        message or f"step {plan.step.step}",
+                        metadata=record.encode(plan.step.step),
+                        metrics={} if hidden else numbers,
+                        from_first=from_first(records, single),
+                    ),
+                    plan.gone,
+                    list(records) if args and added(self._options, "step_folders") else None,
+                )
+        self._log("save", plan.step.step, began)
+        return True
+
+    def _planned(
+        self, check: Callable[[], int], asks: bool, overwrite: bool, metrics: Any
+    ) -> Plan | None:
+        """What is to be saved, found by process 0 for all; None if nothing is.
+
+        Args:
+            check: gives the step; called on every process, and what fails there fails on all.
+            asks: whether the policy is to be asked.
+        """
+        keeper = self._keeper
+        brought_stale = keeper.is_stale
+
+        def find(brought: Sequence[Any]) -> dict[str, Any] | None:
+            step = same_step(brought)
+            if asks and not self._decided(step):
+                return None
+            keeper.settle()
+            keeper.raise_failure(instead_of=step)
+            news = keeper.take_news(any(stale for _, stale in brought))
+            known = keeper.index.get(step)
+            if known is not None and not overwrite:
+                return {"step": step, "news": news, "exists": known.commit}
+            plain, _ = metrics_.checked(metrics)
+            score = rate(step, plain, self._options)  # fails before anything is committed
+            made = Step(step, datetime.now(UTC), plain, score=score)
+            gone = keeper.old_steps(made, self._get_old_steps_to_remove)
+            return Plan(made, gone).told() | {"news": news}
+
+        told = keeper.agree(find, lambda: [check(), brought_stale])
+        if told is None:
+            return None
+        if "exists" in told:
             raise StepAlreadyExistsError(
-                f"step {step} was saved already, as commit {known.commit[:8]}",
+                f"step {told['step']} was saved already, as commit {told['exists'][:8]}",
                 hint="overwrite=True replaces it; its former state stays in `vcjax log`",
             )
-        plain, numbers = metrics_.checked(metrics)
-        score = rate(step, plain, self._options)  # fails before anything is committed
-        saved = self._saved_args(items, save_kwargs or {}, args)
-        single = bool(self._handlers.single)
-        with staged(self._handlers, saved, single) as (tree, records):
-            hidden = self._options.prevent_write_metrics
-            record = StepRecord(
-                records,
-                single,
-                None if hidden or metrics_.is_flat(plain, numbers) else plain,
-                checked_metadata(dict(custom_metadata or {}), "custom_metadata"),
-                self._keeper.root_metadata,
-            )
-            commit = self.repo.commit_async if self._async else self.repo.commit
-            self._keeper.begin(
-                Step(step, datetime.now(UTC), plain, score=score),
-                lambda: commit(
-                    tree,
-                    message or f"step {step}",
-                    metadata=record.encode(step),
-                    metrics={} if hidden else numbers,
-                ),
-                self._get_old_steps_to_remove,
-                list(records) if args and added(self._options, "step_folders") else None,
-            )
-        self._log("save", step, began)
-        return True
+        return Plan.of(told)
+
+    def _decided(self, step: int) -> bool:
+        """What `should_save` says, also that of a subclass, on process 0 alone."""
+        self._decides = True
+        try:
+            return self.should_save(step)
+        finally:
+            self._decides = False
 
     def _check_arguments(self, items: Any, args: Any) -> None:
         if isinstance(items, ocp.args.CheckpointArgs):
@@ -269,14 +349,12 @@ class CheckpointManager(StepReader):
         """
         step = checked_step(step)
         if self._options.read_only:
-            logging.warning("%s is read-only: step %d is not deleted", self.directory, step)
+            if self._keeper.leads:
+                logging.warning("%s is read-only: step %d is not deleted", self.directory, step)
             return
-        self.wait_until_finished()
-        self._keeper.follow()
+        self._keeper.follow(self.wait_until_finished)
         found = self._require(step)
-        if self._keeper.is_tip(found):
-            self._keeper.take_back(found)
-        if self._keeper.prune([found], "delete()"):
+        if not self._keeper.delete(found):
             raise VcjaxError(
                 f"step {step} is not deleted: a branch, a tag or HEAD points to its commit "
                 f"{found.commit[:8]}",

@@ -21,10 +21,13 @@ class CheckpointManagerOptions(ocp.CheckpointManagerOptions):
         step_folders: whether a step saved by `args=` into a local folder gets an empty
             folder with Orbax's name for it, `DIRECTORY/STEP/ITEM`: for scripts that look for
             steps by path, and for `Checkpointer.restore` with such a path.
+        process_timeout_s: of several processes, how long another one may give no sign of
+            life, seconds; `async_options.timeout_secs` if that is less.
     """
 
     overwrite: bool = False
     step_folders: bool = True
+    process_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,3 +41,32 @@ class CheckpointManagerOptions(ocp.CheckpointManagerOptions):
 def added(options: Any, name: str) -> Any:
     """One of the options that Orbax does not have; its default for Orbax's own options."""
     return getattr(options, name, getattr(CheckpointManagerOptions, name))
+
+
+def process_timeout(options: Any) -> float:
+    """How long another process may give no sign of life, seconds."""
+    seconds = added(options, "process_timeout_s")
+    return min(seconds, getattr(options.async_options, "timeout_secs", None) or seconds)
+
+
+def is_local(options: Any) -> bool:
+    """Whether each process has a repository of its own: `primary_host` is None, as in Orbax.
+
+    Raises:
+        VcjaxError: only some of several processes are to take part.
+    """
+    processes = options.multiprocessing_options
+    if processes.primary_host is None:
+        return True
+    active = processes.active_processes
+    if active is None:
+        return False
+    import jax
+
+    if len(active) < jax.process_count():
+        raise VcjaxError(
+            f"only processes {sorted(active)} are to save, and the others have parts of the arrays",
+            hint="save by all processes, or with MultiprocessingOptions(primary_host=None) "
+            "to a repository for each",
+        )
+    return False

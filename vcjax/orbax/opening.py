@@ -1,28 +1,59 @@
 """What the arguments of a manager's constructor mean."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from vcjax.errors import RepositoryNotFoundError
+from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.orbax.item_handlers import ItemHandlers
+from vcjax.orbax.manager_options import is_local, process_timeout
+from vcjax.orbax.sharing import clean_folders
 from vcjax.repo import Repository
+from vcjax.repo.processes import agree, several
 from vcjax.repo.settings import locate
 
 
-def open_repository(directory: str | os.PathLike[str], options: Any) -> Repository:
+def open_repository(
+    directory: str | os.PathLike[str], options: Any, prepare: Callable[[], None]
+) -> Repository:
     """The repository of a manager; made where there is none, as far as the options allow.
 
-    With `create` off a folder that exists is taken into use all the same, as by Orbax: it
-    is the folder that is not to be made.
+    Of several processes, process 0 makes it, and the others open it then. With `create`
+    off a folder that exists is taken into use all the same, as by Orbax: it is the folder
+    that is not to be made.
+
+    Args:
+        prepare: called first on every process; if it fails on one, all fail.
 
     Raises:
         RepositoryNotFoundError: there is none, and the options do not allow to make one.
     """
+    local, timeout_s = is_local(options), process_timeout(options)
+
+    def make() -> Repository:
+        repo = _opened_or_made(directory, options)
+        if options.cleanup_tmp_directories:
+            repo.gc()
+            clean_folders(repo, GRACE_SECONDS)
+        return repo
+
+    url = locate(directory).url
+    if local or not several(url):
+        prepare()
+        repo = make()
+    else:
+        agree(url, timeout_s, lambda _: make().url, prepare)
+        repo = Repository.open(directory)
+    repo.local, repo.process_timeout_s = local, timeout_s
+    return repo
+
+
+def _opened_or_made(directory: str | os.PathLike[str], options: Any) -> Repository:
     try:
-        return Repository.open(directory)
+        return Repository.open(directory, local=True)
     except RepositoryNotFoundError:
         folder = locate(directory).location.folder
         there = folder is not None and folder.is_dir()
@@ -30,7 +61,7 @@ def open_repository(directory: str | os.PathLike[str], options: Any) -> Reposito
             raise
     if folder is not None and there:
         _warn_of_orbax(folder)
-    return Repository.init(directory, exist_ok=True)
+    return Repository.init(directory, exist_ok=True, local=True)
 
 
 def _warn_of_orbax(folder: Any) -> None:

@@ -94,6 +94,24 @@ def save_policy(options: Any) -> Any:
     return policies.AnySavePolicy([*chosen, preempted, first])
 
 
+_PURE = (
+    policies.FixedIntervalPolicy,
+    policies.SpecificStepsPolicy,
+    policies.InitialSavePolicy,
+    policies.PreemptionCheckpointingPolicy,  # JAX has all processes agree on the step
+)
+
+
+def is_pure(policy: Any) -> bool:
+    """Whether a save policy says the same on all processes: it looks at no clock.
+
+    A user's policy may look at anything.
+    """
+    if type(policy) is policies.AnySavePolicy:
+        return all(map(is_pure, policy.policies))
+    return type(policy) in _PURE
+
+
 class Retention:
     """Which steps keep their data.
 

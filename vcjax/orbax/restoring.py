@@ -1,12 +1,13 @@
 """Restoring an item into what Orbax's arguments ask for, leaf by leaf."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from vcjax import tree
+from vcjax import objects, tree
 from vcjax.errors import StructureError, VcjaxError
 from vcjax.orbax.items import StoredItem
 from vcjax.orbax.wanted import Wanted, adjusted, fit, from_restore_args, from_target, resolve
@@ -120,11 +121,37 @@ def _values(
     missing = {path: (like or {}).get(path) for path in wanted if path not in item.leaves}
     tree.check(specs, {**targets, **missing}, strict=not partial, name=_TARGET)
     chosen = {path: item.leaves[path] for path in wanted}
+    parts = _parts(chosen, specs, targets)
+    for path, contents in item.repo.objects.read_boxes(parts) if parts else ():
+        boxes = zip(parts[path].boxes, contents, strict=True)
+        cast = {box: _cast(chosen[path].spec, specs[path], data) for box, data in boxes}
+        yield path, tree.place_boxes(specs[path], cast, targets[path], path)
+        del chosen[path]
     for path, leaf in read_leaves(item.repo.objects, chosen):
         if path in targets:
             yield path, tree.place(fit(leaf, specs[path]), targets[path], path)
         else:
             yield path, tree.restore_leaf(leaf)
+
+
+def _parts(
+    entries: Mapping[str, Any], specs: Mapping[str, LeafSpec], targets: Mapping[str, Any]
+) -> dict[str, objects.Wanted]:
+    """What this process needs of leaves that go to the devices of several processes."""
+    parts = {}
+    for path, target in targets.items():
+        entry = entries[path]
+        if entry.is_object and not entry.spec.is_value and entry.spec.shape == specs[path].shape:
+            boxes = tree.own_boxes(target, path)
+            if boxes is not None:
+                parts[path] = objects.Wanted(entry, boxes)
+    return parts
+
+
+def _cast(stored: LeafSpec, wanted: LeafSpec, data: Any) -> Any:
+    """A part of a leaf with the dtype that all of it is to have."""
+    leaf = Leaf(replace(stored, shape=data.shape), data)
+    return fit(leaf, replace(wanted, shape=data.shape)).data
 
 
 def _restore_transformed(item: StoredItem, args: Any, wanted: Mapping[str, Wanted]) -> Any:

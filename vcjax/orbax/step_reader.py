@@ -73,8 +73,9 @@ class StepReader(ocp.AbstractCheckpointManager):
         return self.latest_step()
 
     def reload(self) -> None:
-        """Reads the steps anew, after other processes or `vcjax switch` have changed them.
+        """Reads the steps anew, after other programs or `vcjax switch` have changed them.
 
+        All processes of this program call it together, as `save`, `delete` and `restore`.
         `save` and `delete` take note themselves of what others have added to the branch.
         """
         self._keeper.reload()
@@ -149,13 +150,16 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         if directory is not None:
             other = copy.copy(self)
-            other.repo = Repository.open(directory)
+            other.repo = Repository.open(directory, local=self.repo.local)
+            other.repo.process_timeout_s = self.repo.process_timeout_s
             other._keeper = StepKeeper(other.repo, self._options)
             other._keeper.reload()
             return other.restore(step, items, restore_kwargs, args=args, like=like)
         began = time.time()
-        self._keeper.settle()
-        step = self.latest_step() if step is None else checked_step(step)
+        if step is None:
+            step = self.repo.agree(lambda _: self.latest_step(), self._keeper.settle)
+        else:
+            step = checked_step(step)
         if step is None:
             raise FileNotFoundError(f"no step has been saved in {self.directory}")
         commit = self.repo.resolve(self._require(step).commit)

@@ -25,10 +25,6 @@ from vcjax.hashing import digest_bytes
 POLL_SECONDS = 0.5
 """How long one request for a message may wait; then it is seen who is still there."""
 
-KEPT = 4
-"""How many conversations process 0 keeps before it deletes their messages. It cannot be ahead
-of the others by more than one, save for commits to several branches in the background."""
-
 _HINT = (
     "restart all processes; the branch is at its previous commit. A process that commits "
     "alone needs a repository of its own: Repository.open(url, local=True)"
@@ -39,6 +35,14 @@ LATE = 5
 
 _numbers: defaultdict[str, "count[int]"] = defaultdict(count)
 """How many conversations this process has had about each URL."""
+
+_open: defaultdict[str, set[int]] = defaultdict(set)
+"""Those that this process has not ended. A commit in the background may outlast many others."""
+
+_kept: defaultdict[str, set[int]] = defaultdict(set)
+"""Those of process 0 whose messages are still there, as not all may have read them."""
+
+_lock = threading.Lock()  # of these three
 
 
 def several(url: str) -> bool:
@@ -81,10 +85,14 @@ class Conversation:
         self.count = jax.process_count()
         self._timeout = timeout_s
         self._client = _client()
-        topic = digest_bytes(url.encode()).hex()[:16]
-        number = next(_numbers[url])
-        self._name = f"vcjax/{topic}/{number}"
-        self._past = f"vcjax/{topic}/{number - KEPT}" if number >= KEPT else None
+        self._url = url
+        self._topic = f"vcjax/{digest_bytes(url.encode()).hex()[:16]}"
+        with _lock:
+            self._number = next(_numbers[url])
+            _open[url].add(self._number)
+            _kept[url].add(self._number)
+            self._oldest = min(_open[url])
+        self._name = f"{self._topic}/{self._number}"
         self._sent = 0
         self._received: defaultdict[int, int] = defaultdict(int)
         self._beats: dict[int, bytes] = {}
@@ -100,18 +108,36 @@ class Conversation:
     def __enter__(self) -> "Conversation":
         _pulse.start(self._client, self.index, self._timeout)
         with _service():
-            self._client.key_value_set(f"{self._name}/here/{self.index}", "")
+            self._client.key_value_set(f"{self._name}/here/{self.index}", str(self._oldest))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:
             self.fail(error)
-        elif self.index == 0 and self._past is not None:
-            with _service():
-                self._client.key_value_delete(self._past)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends it for this process; process 0 deletes what all processes are done with."""
+        with _lock:
+            _open[self._url].discard(self._number)
+        if self.index != 0:
+            return
+        with _service():
+            here = self._client.key_value_dir_get(f"{self._name}/here/")
+            if len(here) < self.count:  # who has not come may be anywhere
+                return
+            oldest = min(int(value) for _, value in here)
+            with _lock:
+                over = {number for number in _kept[self._url] if number < oldest}
+                _kept[self._url] -= over
+            for number in over:
+                self._client.key_value_delete(f"{self._topic}/{number}")
 
     def fail(self, error: BaseException) -> None:
-        """Sends an error in the place of the next message."""
+        """Ends it by sending an error in the place of the next message."""
+        with _lock:
+            _open[self._url].discard(self._number)
         try:
             self._post({"error": _described(error, self.index)})
         except ProcessError as lost:
@@ -295,20 +321,30 @@ def _rebuilt(told: Mapping[str, Any], sender: int) -> VcjaxError:
     )
 
 
-def agree(url: str, timeout_s: float, find: Callable[[], Any]) -> Any:
+def agree(
+    url: str,
+    timeout_s: float,
+    find: Callable[[list[Any]], Any],
+    bring: Callable[[], Any],
+) -> Any:
     """What process 0 finds, on all processes.
 
     Args:
-        find: called on process 0 alone; its result must be of MessagePack types.
+        find: called on process 0 alone, with what each process has brought; its
+            result must be of MessagePack types.
+        bring: called on every process first; also of MessagePack types.
 
     Raises:
         VcjaxError: whatever `find` raised.
-        ProcessError: a process was killed or not heard of for `timeout_s` seconds.
+        Exception: whatever `bring` raised here.
+        ProcessError: `bring` failed on another process, or a process was killed or
+            not heard of for `timeout_s` seconds.
     """
     with Conversation(url, timeout_s) as talk:
-        talk.meet()  # so that process 0 never runs ahead
+        brought = bring()
         if talk.index != 0:
+            talk.send(brought)
             return talk.receive(0)
-        found = find()
+        found = find([brought, *map(talk.receive, talk.others)])
         talk.send(found)
         return found

@@ -45,17 +45,24 @@ class Held:
         parts: what this process owns, by leaf path.
         copies: digests of other leaves, which every process has, where this one
             does not own them, by leaf path.
+        alone: leaf paths that are only for process 0 to commit.
     """
 
     root: Any
     spanning: frozenset[str]
     parts: Mapping[str, Sequence[Part]]
     copies: Mapping[str, bytes]
+    alone: frozenset[str]
 
     @cached_property
     def leaves(self) -> dict[str, tree.Leaf]:
         """{leaf path: leaf}, in tree order."""
         return tree.leaf_dict(self.root)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """All leaf paths; the first of them, which all processes have, are numbered alike."""
+        return sorted(self.leaves, key=lambda path: path in self.alone)
 
     @cached_property
     def chunks(self) -> dict[str, list[bytes]]:
@@ -71,11 +78,12 @@ class Held:
         return [
             [path, leaf.spec.dtype, list(leaf.spec.shape), leaf.spec.home, path in self.spanning]
             for path, leaf in self.leaves.items()
+            if path not in self.alone
         ]
 
     def told(self) -> dict[str, Any]:
         """The first message to process 0."""
-        numbers = {path: number for number, path in enumerate(self.leaves)}
+        numbers = {path: number for number, path in enumerate(self.paths)}
         return {
             "outline": digest_bytes(hashing.pack(self.outline)),
             "copies": [[numbers[path], digest] for path, digest in self.copies.items()],
@@ -86,7 +94,13 @@ class Held:
         }
 
 
-def hold(talk: Conversation, root: Any, timeout_s: float, copy: bool) -> Held:
+def hold(
+    talk: Conversation,
+    root: Any,
+    timeout_s: float,
+    copy: bool,
+    from_first: Sequence[str] = (),
+) -> Held:
     """Brings what this process owns to its host memory.
 
     All processes call this together, on the threads that run their training steps.
@@ -96,6 +110,7 @@ def hold(talk: Conversation, root: Any, timeout_s: float, copy: bool) -> Held:
         root: the flattened tree.
         timeout_s: how long another process may take for its part of an exchange.
         copy: whether NumPy arrays are copied, as the caller may write to them.
+        from_first: globs of leaves that only process 0 commits.
     """
     check_depth(root)
     leaves = tree.leaf_dict(root)
@@ -105,19 +120,23 @@ def hold(talk: Conversation, root: Any, timeout_s: float, copy: bool) -> Held:
         talk.meet()
     parts |= hashing.own_parts(spanning, PACKED_BYTES, timeout_s)
     others = {path: leaf for path, leaf in leaves.items() if path not in spanning}
+    globs = [tree.pattern(glob) for glob in from_first]
+    alone = frozenset(path for path in others if any(glob.match(path) for glob in globs))
     copies: dict[str, bytes] = {}
     if talk.index == 0:
         for path, leaf in others.items():
             if not leaf.spec.is_value:
                 parts[path] = hashing.whole_part(_copied(leaf) if copy else leaf)
     else:
-        found = hashing.iter_digests(others)
+        found = hashing.iter_digests(
+            {path: leaf for path, leaf in others.items() if path not in alone}
+        )
         copies = {path: digest.leaf for path, digest in found}
 
     def bare(path: str, leaf: tree.Leaf) -> tree.Leaf:
         return leaf if leaf.spec.is_value else tree.Leaf(leaf.spec, None)
 
-    return Held(tree.map_leaves(bare, root), frozenset(spanning), parts, copies)
+    return Held(tree.map_leaves(bare, root), frozenset(spanning), parts, copies, alone)
 
 
 def _copied(leaf: tree.Leaf) -> tree.Leaf:
@@ -236,7 +255,7 @@ class Leader:
         outlines = {one["outline"] for one in told}
         if len(outlines) > 1:
             self._refuse_outlines()
-        paths = list(self._held.leaves)
+        paths = self._held.paths
         chunks: dict[str, dict[int, bytes]] = {
             path: {} for path, leaf in self._held.leaves.items() if not leaf.spec.is_value
         }
@@ -272,7 +291,7 @@ class Leader:
         self, told: Sequence[Mapping[str, Any]], digests: Mapping[str, LeafDigest]
     ) -> None:
         """Raises if a leaf that every process has is not the same everywhere."""
-        paths, leaves = list(self._held.leaves), self._held.leaves
+        paths, leaves = self._held.paths, self._held.leaves
         for process, one in enumerate(told, 1):
             differing = []
             for number, digest in one["copies"]:

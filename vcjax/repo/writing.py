@@ -91,6 +91,7 @@ class Writer(Reader):
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
         rebase: bool = True,
+        from_first: list[str] | None = None,
     ) -> Commit:
         """Records a PyTree. Leaves whose content is stored already cost no bytes.
 
@@ -115,6 +116,8 @@ class Writer(Reader):
             rebase: whether to take over what others have committed meanwhile. Without,
                 the tree is recorded as it is, after theirs: nothing is merged, and
                 there are no conflicts. For those who commit whole states.
+            from_first: leaf path globs: of several processes only process 0 has these
+                leaves, or those of process 0 count. Not arrays on devices of several.
 
         Returns:
             The commit; it is durable, and the branch points to it.
@@ -132,7 +135,7 @@ class Writer(Reader):
         name = self._target_name(branch)
         self._settle(name)
         if self.is_shared:
-            _, take, finish = self._shared_commit(name, tree, details)
+            _, take, finish = self._shared_commit(name, tree, details, from_first)
             return finish(take(False))
         return self._commit(name, flatten(tree), details)
 
@@ -147,6 +150,7 @@ class Writer(Reader):
         provenance: Mapping[str, Any] | None = None,
         author: str | None = None,
         rebase: bool = True,
+        from_first: list[str] | None = None,
     ) -> Future[Commit]:
         """Like `commit`, in the background.
 
@@ -169,7 +173,8 @@ class Writer(Reader):
         name = self._target_name(branch)
         if self.is_shared:
             self._settle(name)
-            return self._background.submit(name, *self._shared_commit(name, tree, details))
+            parts = self._shared_commit(name, tree, details, from_first)
+            return self._background.submit(name, *parts)
         from vcjax.repo.background import copied_bytes, snapshot
 
         root = flatten(tree)
@@ -194,27 +199,48 @@ class Writer(Reader):
 
         return several(self.url)
 
-    def agree(self, find: Callable[[], Any]) -> Any:
-        """What `find()` gives on process 0, on all processes; they call this together.
+    def agree(
+        self,
+        find: Callable[..., Any],
+        bring: Callable[[], Any] | None = None,
+    ) -> Any:
+        """What `find` gives on process 0, on all processes; they call this together.
 
         For decisions that must not differ, such as whether to save now. With one
-        process, or a repository of its own for each, this merely calls `find`.
+        process, or a repository of its own for each, this merely calls both.
 
         Args:
-            find: its result must be made of MessagePack types.
+            find: called on process 0, without arguments, or with the list of what each
+                process brings. What both give must be made of MessagePack types.
+            bring: called on every process before that. If it fails on one process, all fail.
 
         Raises:
             VcjaxError: whatever `find` raised.
-            ProcessError: a process was not heard of for `process_timeout_s`.
+            ProcessError: `bring` failed on another process, or one was not heard of
+                for `process_timeout_s`.
         """
         if not self.is_shared:
-            return find()
+            return find() if bring is None else find([bring()])
         from vcjax.repo.processes import agree
 
-        return agree(self.url, self.process_timeout_s, find)
+        if bring is None:
+            return agree(self.url, self.process_timeout_s, lambda _: find(), lambda: None)
+        return agree(self.url, self.process_timeout_s, find, bring)
+
+    def decline(self, error: BaseException) -> None:
+        """Tells the other processes that this one cannot take part in what they do next.
+
+        To be called in the place of `commit`, `commit_async` or `agree` when something
+        has failed on the way there: the others then raise a `ProcessError` in theirs,
+        at once. Does nothing if there are no others.
+        """
+        if self.is_shared:
+            from vcjax.repo.processes import Conversation
+
+            Conversation(self.url, self.process_timeout_s).fail(error)
 
     def _shared_commit(
-        self, name: str | None, tree: Any, details: _Details
+        self, name: str | None, tree: Any, details: _Details, from_first: list[str] | None
     ) -> "tuple[int, Callable[[bool], _Shared], Callable[[_Shared], Commit]]":
         """A commit by all processes: the bytes of its copies, and its two halves.
 
@@ -235,7 +261,7 @@ class Writer(Reader):
         def take(copy: bool) -> _Shared:
             with ExitStack() as stack:
                 stack.enter_context(talk)
-                held = together.hold(talk, root, self.process_timeout_s, copy)
+                held = together.hold(talk, root, self.process_timeout_s, copy, from_first or ())
                 return _Shared(talk, held, stack.pop_all())
 
         def finish(shared: _Shared) -> Commit:
