@@ -1,9 +1,9 @@
-from .agreement import ram as ram
-from .agreement import ram_plus as ram_plus
-from .agreement import sce as sce
 from .adaptation import adamerge as adamerge
 from .adaptation import adamerging as adamerging
 from .adaptation import entropy as entropy
+from .agreement import ram as ram
+from .agreement import ram_plus as ram_plus
+from .agreement import sce as sce
 from .atoms import add_base as add_base
 from .atoms import disjoint_mean as disjoint_mean
 from .atoms import drop as drop
@@ -48,10 +48,10 @@ from .method import Stack as Stack
 from .method import Transform as Transform
 from .pairwise import arcee_fusion as arcee_fusion
 from .pairwise import nearswap as nearswap
+from .rebasin import align as align
 from .rebasin import git_rebasin as git_rebasin
 from .rebasin import match_weights as match_weights
 from .rebasin import permute as permute
-from .rebasin import align as align
 from .sparse import breadcrumbs as breadcrumbs
 from .sparse import breadcrumbs_ties as breadcrumbs_ties
 from .sparse import dare_linear as dare_linear

@@ -34,21 +34,21 @@ def scale_models(coefficients: Any) -> Transform:
     """
 
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        factors = jnp.asarray(coefficients)
-        if factors.ndim:
-            last = stack.model + len(stack.values)
-            if isinstance(last, int) and factors.shape != (last,):
-                raise errors.MergeError(
-                    f"coefficients of shape {list(factors.shape)} for {last} models",
-                    hint="give one number, or one per model",
-                )
-        one_by_one = [
-            factors if factors.ndim == 0 else factors[stack.model + i]
-            for i in range(len(stack.values))
+        factors, n = jnp.asarray(coefficients), len(stack.values)
+        # A fold shows one model at a time, and then any number of coefficients may be right.
+        if factors.ndim > 1 or (factors.ndim == 1 and n > 1 and len(factors) != n):
+            raise errors.MergeError(
+                f"coefficients of shape {list(factors.shape)} for {n} models",
+                hint="give one number, or one per model",
+            )
+        own = [
+            factors.at[stack.model + i].get(mode="fill", fill_value=jnp.nan)
+            if factors.ndim
+            else factors
+            for i in range(n)
         ]
-        return mapped(
-            stack, [(f * x).astype(x.dtype) for f, x in zip(one_by_one, stack.values, strict=True)]
-        )
+        values = zip(own, stack.values, strict=True)
+        return mapped(stack, [(factor * x).astype(x.dtype) for factor, x in values])
 
     return Transform(apply, locality="element", per_model=True, linear=True)
 

@@ -117,7 +117,10 @@ def compete(density: Any = 0.05, clip: Any = 1e-4) -> Transform:
         worst, best = at_ranks(totals[2], totals[3], score_ranks(stack.size))
         top, bottom = [], []
         for i, (x, score) in enumerate(zip(stack.values, scores(stack, totals), strict=True)):
-            balance = stack.weights[i] * shares(score, worst[i], best[i])
+            share = shares(score, worst[i], best[i])
+            # One score rounds differently in two programs, and any balance above 0 would
+            # move its element as far as one of 1.
+            balance = stack.weights[i] * jnp.where(share <= 1e-6, 0, share)
             clipped = jnp.sign(x) * jnp.clip(jnp.abs(x), low[i], high[i])
             top.append(balance * clipped)
             bottom.append(balance)

@@ -26,6 +26,7 @@ class Labels:
         self._sizes: list[int] = []
         self._bound: dict[int, Label] = {}
         self._frozen: set[int] = set()
+        self._used: set[int] = set()
 
     def atom(self, size: int) -> int:
         """A new atom."""
@@ -62,6 +63,14 @@ class Labels:
         for label in labels:
             self._frozen.update(self.expand(label))
 
+    def use(self, axes: Axes) -> None:
+        """Notes that an operation saw these axes."""
+        self._used.update(atom for label in axes for atom in label)
+
+    def used(self) -> frozenset[int]:
+        """The atoms that any operation saw."""
+        return frozenset(self.expand(tuple(self._used)))
+
     def bind(self, atom: int, label: Label) -> None:
         """Makes an atom stand for others."""
         if atom in self._frozen:
@@ -95,15 +104,19 @@ class Labels:
 
 Rule = Callable[[Labels, Any, list[Axes]], list[Axes]]
 
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
+ONE_BY_ONE = """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
     convert_element_type copy copy_p cos cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge
     gt integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter
     not optimization_barrier or pow real reduce_precision rem round rsqrt select_n
-    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
-    square stop_gradient sub tan tanh xor""".split()
-)
-SYMMETRIC = frozenset(f"reduce_{kind}" for kind in "sum prod max min and or xor".split())
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh
+    sqrt square stop_gradient sub tan tanh xor
+"""
+ELEMENTWISE = frozenset(ONE_BY_ONE.split())
+"""Operations on single elements."""
+
+KINDS = ("sum", "prod", "max", "min", "and", "or", "xor")
+SYMMETRIC = frozenset(f"reduce_{kind}" for kind in KINDS)
 """Reductions to which the order of elements is nothing."""
 
 CALLS = {
@@ -129,6 +142,8 @@ def follow(labels: Labels, jaxpr: Any, consts: Sequence[Any], given: Sequence[Ax
             body, constants = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
             results = follow(labels, body, constants, arguments)
         else:
+            for axes in arguments:
+                labels.use(axes)
             results = rule_of(name)(labels, eqn, arguments)
         known.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]

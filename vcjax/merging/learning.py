@@ -102,8 +102,9 @@ def optimise(
     Example:
         >>> from vcjax import merging
         >>> base, a, b = {"w": 0.0}, {"w": 1.0}, {"w": 4.0}
+        >>> loss = lambda tree: (tree["w"] - 2) ** 2
         >>> found = merging.optimise(
-        ...     merging.task_arithmetic, {"scale": 0.3}, lambda tree: (tree["w"] - 2) ** 2, [a, b], base
+        ...     merging.task_arithmetic, {"scale": 0.3}, loss, [a, b], base
         ... )
         >>> round(float(found.coefficients["scale"]), 2)
         0.4
@@ -204,10 +205,11 @@ def clipper(bounds: Bounds) -> Callable[[Variables], Variables]:
 
     def clip(variables: Variables) -> Variables:
         limits = bounds if isinstance(bounds, Mapping) else dict.fromkeys(variables, bounds)
-        return {
-            name: x if limits.get(name) is None else jnp.clip(x, *limits[name])
-            for name, x in variables.items()
-        }
+        clipped = {}
+        for name, x in variables.items():
+            limit = limits.get(name)
+            clipped[name] = x if limit is None else jnp.clip(x, *limit)
+        return clipped
 
     return clip
 

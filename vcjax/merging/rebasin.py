@@ -62,7 +62,7 @@ def _moved(
     shape = np.shape(leaf)
     wide = leaf.reshape([part.size for part in parts])
     for axis, part in enumerate(parts):
-        if axis != but and part.name in permutations:
+        if axis != but and part.name is not None and part.name in permutations:
             wide = wide.take(np.asarray(permutations[part.name]), axis=axis)
     return wide.reshape(shape) if but is None else wide
 

@@ -77,7 +77,11 @@ class PermutationSpec:
     @property
     def sizes(self) -> dict[str, int]:
         """`{permutation: how many places it moves}`."""
-        return {part.name: part.size for _, _, part in self._named() if part.name is not None}
+        found: dict[str, int] = {}
+        for _, _, part in self._named():
+            if part.name is not None:
+                found.setdefault(part.name, part.size)
+        return found
 
     def parts(self, path: str) -> tuple[Part, ...]:
         """All parts of a leaf in order."""
@@ -123,7 +127,8 @@ def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> Per
     elementwise operations, norms, pooling, attention, reshapes and table look-ups to
     the outputs, whose axes stay, as those of the inputs do. Axes that meet an operation
     of another kind (a scan over layers, a slice) stay too: what is found is always an
-    exact symmetry, though not always all of them.
+    exact symmetry, though not always all of them. Leaves that the program does not use
+    stay: an optimizer's state would no longer fit parameters that were permuted.
 
     Args:
         apply: `apply(tree, *inputs)`, for example
@@ -145,12 +150,12 @@ def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> Per
     closed = jax.make_jaxpr(lambda leaves, rest: apply(rebuild(leaves), *rest))(arrays, inputs)
     labels = Labels()
     given = [labels.fresh(v.aval.shape) for v in closed.jaxpr.invars]
-    for axes in given[len(arrays) :]:
-        labels.freeze(*axes)
-    for axes in follow(labels, closed.jaxpr, closed.consts, given):
-        labels.freeze(*axes)
+    results = follow(labels, closed.jaxpr, closed.consts, given)
+    for fixed in (*given[len(arrays) :], *results):
+        labels.freeze(*fixed)
     paths = [path for path, leaf in by_path(tree).items() if is_array(leaf)]
     names: dict[int, str] = {}
+    used = labels.used()
     axes: dict[str, tuple[tuple[Part, ...], ...]] = {}
     for path, leaf_axes in zip(paths, given[: len(arrays)], strict=True):
         found = []
@@ -158,7 +163,7 @@ def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> Per
             parts = []
             for order, atom in enumerate(labels.expand(label)):
                 mark = f"{path}:{number}" + (f".{order}" if order else "")
-                free = not labels.is_frozen(atom)
+                free = atom in used and not labels.is_frozen(atom)
                 name = names.setdefault(atom, mark) if free else None
                 parts.append(Part(labels.size(atom), name))
             found.append(tuple(parts))
