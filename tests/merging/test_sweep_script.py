@@ -36,14 +36,16 @@ def test_the_script_draws_what_merges_reach(tmp_path: Path) -> None:
     config.methods = ConfigDict({"task_arithmetic": {}})
 
     repo = vcjax.Repository.init(tmp_path / "repo")
-    states = {name: demo_training.create_state(i) for i, name in enumerate(("main", "a", "b"))}
-    repo.commit({"params": states["main"].params}, "plain")
+    plain = jax.device_get(demo_training.create_state(0).params)
+    repo.commit({"params": plain}, "plain")
     repo.tag("base")
-    for name, state in (("faded", states["a"]), ("tilted", states["b"])):
+    random = np.random.default_rng(0)
+    for name in config.models:
+        tuned = jax.tree.map(lambda x: x + 0.1 * random.normal(size=x.shape).astype("f"), plain)
         repo.branch(name, at="base")
-        repo.commit({"params": state.params}, name, branch=name)
+        repo.commit({"params": tuned}, name, branch=name)
     base, models = script.load(config, repo.url)
-    jax.tree.map(np.testing.assert_array_equal, base, states["main"].params)
+    jax.tree.map(np.testing.assert_array_equal, base, plain)
 
     digits = demo_training.load_digits(0)
     small = {
@@ -52,11 +54,11 @@ def test_the_script_draws_what_merges_reach(tmp_path: Path) -> None:
     }
     curves = script.sweep_methods(config, base, models, small)
     assert list(curves) == ["task_arithmetic"]
-    for i, scale in enumerate((0.0, 0.75, 1.5)):
-        merged = vcjax.merge(models, merging.task_arithmetic(scale), base)
-        for view in config.models:
-            expected = script.accuracy(merged, small[view])
-            assert abs(float(curves["task_arithmetic"][view][i]) - float(expected)) < 0.051
+    merged = vcjax.merge(models, merging.task_arithmetic(0.75), base)
+    for view in config.models:
+        expected = float(script.accuracy(merged, small[view]))
+        # one image of twenty may be on the edge between two digits
+        assert float(curves["task_arithmetic"][view][1]) == pytest.approx(expected, abs=0.051)
     learned = script.learn(config, base, models, small)
     assert set(learned) == {"faded", "tilted"}
     picture = tmp_path / "sweep.png"
