@@ -1,3 +1,6 @@
+from .adaptation import adamerge as adamerge
+from .adaptation import adamerging as adamerging
+from .adaptation import entropy as entropy
 from .agreement import ram as ram
 from .agreement import ram_plus as ram_plus
 from .agreement import sce as sce
@@ -11,6 +14,7 @@ from .atoms import take_base as take_base
 from .atoms import task_vectors as task_vectors
 from .atoms import trim as trim
 from .atoms import weighted_sum as weighted_sum
+from .competition import pcb as pcb
 from .compose import chain as chain
 from .compose import from_config as from_config
 from .compose import keep as keep
@@ -31,6 +35,8 @@ from .geodesic import model_stock as model_stock
 from .geodesic import multislerp as multislerp
 from .geodesic import nuslerp as nuslerp
 from .geodesic import slerp as slerp
+from .learning import Optimised as Optimised
+from .learning import optimise as optimise
 from .masks import consensus as consensus
 from .masks import emr as emr
 from .masks import emr_task as emr_task
@@ -42,6 +48,10 @@ from .method import Stack as Stack
 from .method import Transform as Transform
 from .pairwise import arcee_fusion as arcee_fusion
 from .pairwise import nearswap as nearswap
+from .rebasin import align as align
+from .rebasin import git_rebasin as git_rebasin
+from .rebasin import match_weights as match_weights
+from .rebasin import permute as permute
 from .sparse import breadcrumbs as breadcrumbs
 from .sparse import breadcrumbs_ties as breadcrumbs_ties
 from .sparse import dare_linear as dare_linear
@@ -57,6 +67,11 @@ from .spectral import wudi as wudi
 from .statistics import fisher as fisher
 from .statistics import mats as mats
 from .statistics import regmean as regmean
+from .sweeping import Sweep as Sweep
+from .sweeping import sweep as sweep
+from .symmetry import PermutationSpec as PermutationSpec
+from .symmetry import chain_spec as chain_spec
+from .symmetry import permutation_spec as permutation_spec
 from .threeway import ABSENT as ABSENT
 from .threeway import Decision as Decision
 from .threeway import MergePlan as MergePlan

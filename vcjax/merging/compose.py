@@ -22,6 +22,8 @@ RECIPES = (
     "atoms",
     "compose",
     "agreement",
+    "adaptation",
+    "competition",
     "dropping",
     "elementwise",
     "geodesic",

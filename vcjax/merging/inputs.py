@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcjax import errors
-from vcjax.merging.method import MergeMethod
+from vcjax.merging.method import MergeMethod, matches
 from vcjax.merging.view import View, derived
-from vcjax.tree.spec import pattern
 
 Tree = Any
 
@@ -144,8 +143,7 @@ def check_globs(method: MergeMethod, weights: Any, paths: list[str]) -> None:
     globs = [glob for glob, _ in method.rules if glob != "**"]
     globs += list(weights) if isinstance(weights, Mapping) else []
     for glob in globs:
-        expression = pattern(glob)
-        if not any(expression.match(path) for path in paths):
+        if not any(matches(glob, path) for path in paths):
             raise errors.MergeError(
                 f"no leaf path matches {glob!r}", hint="`**` crosses `/`, `*` does not"
             )
@@ -171,8 +169,7 @@ def _complex(leaf: Any) -> bool:
 def leaf_weights(weights: Any, path: str, n: int) -> jax.Array:
     """The weights of the N models for one leaf."""
     if isinstance(weights, Mapping):
-        hits = [w for glob, w in weights.items() if pattern(glob).match(path)]
-        weights = hits[0] if hits else None
+        weights = next((w for glob, w in weights.items() if matches(glob, path)), None)
     if weights is None:
         return jnp.ones(n)
     array = jnp.asarray(weights, dtype=jnp.result_type(float))
@@ -194,7 +191,7 @@ def leaf_statistics(numbers: list[dict[str, Any]] | None, path: str) -> tuple[An
 def leaf_view(method: MergeMethod, path: str, leaf: Any) -> View | None:
     """The matrix view of a leaf: set by path, or derived from its shape."""
     for glob, view in method.views:
-        if pattern(glob).match(path):
+        if matches(glob, path):
             return view.check(path, np.shape(leaf))
     return derived(np.shape(leaf))
 
