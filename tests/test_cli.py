@@ -365,7 +365,7 @@ def test_doctor(ok, document, tmp_path):
     found = document("doctor")
     assert found["ok"]
     names = [finding["name"] for finding in found["findings"]]
-    assert {"jax", "tensorstore", "hashing", "compare-and-set", "format npz"} <= set(names)
+    assert {"jax", "tensorstore", "hashing cpu", "compare-and-set", "format npz"} <= set(names)
     assert not (tmp_path / ".vcjax/probe").exists()
     assert ok("fsck").endswith("all is well\n")
 
