@@ -1,6 +1,7 @@
 """A leaf of which few chunks changed is stored as those chunks."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import vcjax
 from vcjax import hashing, updates
 from vcjax import tree as tree_package
+from vcjax.errors import ConflictError
 from vcjax.objects.layout import leaf_key
 from vcjax.objects.writing import read_chain
 
@@ -231,3 +233,42 @@ def test_a_background_commit_fetches_no_unchanged_leaf(tmp_path, transfers):
     assert sum(transfers) == 1 << 20
     np.testing.assert_array_equal(restored["w"], 7)
     np.testing.assert_array_equal(restored["frozen"], 2)
+
+
+def test_a_background_commit_fetches_only_the_chunks_that_changed(tmp_path, transfers):
+    repo = vcjax.Repository.init(tmp_path)
+    tree = {"layers": jnp.asarray(stacked(4))}
+    repo.commit(tree)
+    transfers.clear()
+    changed = tree["layers"].at[2].add(1)
+    expected = np.array(changed)
+    future = repo.commit_async({"layers": changed})
+    changed.delete()  # as if donated
+    future.result()
+    assert transfers == [LAYER_BYTES]
+    np.testing.assert_array_equal(repo.restore()["layers"], expected)
+    assert repo.fsck().ok
+
+
+def test_more_is_needed_than_a_background_commit_fetched(tmp_path, transfers, monkeypatch):
+    """The branch is moved to a commit without the leaf while the commit is on its way."""
+    repo, other = vcjax.Repository.init(tmp_path), vcjax.Repository.open(tmp_path)
+    repo.commit({"bias": np.zeros(3)}, "without")
+    tree = {"layers": jnp.asarray(stacked(4)), "bias": np.zeros(3)}
+    repo.commit(tree, "with")
+    changed = {**tree, "layers": tree["layers"].at[2].add(1)}
+    monkeypatch.setattr(repo, "_commit", partial(_after, other.undo, repo._commit))
+    future = repo.commit_async(changed)
+    with pytest.raises(ConflictError, match="branch has moved"):
+        future.result()
+    with pytest.raises(ConflictError):
+        repo.wait_until_finished()
+    assert repo.resolve("HEAD").message == "without"
+    repo.refresh()
+    repo.commit(changed, "again")
+    np.testing.assert_array_equal(repo.restore()["layers"], changed["layers"])
+
+
+def _after(first, then, *arguments):
+    first()
+    return then(*arguments)

@@ -70,6 +70,11 @@ class ObjectStore:
             for entry in entries
         ]
 
+    def needed_regions(self, leaf: StagedLeaf) -> list[tuple[slice, ...]] | None:
+        """The regions of a new leaf that `write` would store; None where it would store all."""
+        header = ArrayWriter(self.store, self.compress).header_of(leaf)
+        return None if header.own is None else writing.regions_of(leaf, header.own)[0]
+
     def hold(self, entries: Sequence[LeafEntry]) -> bool:
         """Marks stored leaves as relied upon; False if one of them is gone."""
         packs = {entry.packed.pack for entry in entries if entry.packed is not None}

@@ -132,7 +132,7 @@ class ArrayWriter:
 
     def _write(self, key: str, leaf: StagedLeaf, difference: updates.Difference | None) -> None:
         header = self._header(leaf, difference)
-        regions, nbytes = _regions(leaf.spec, header.own, leaf.nbytes)
+        regions, nbytes = regions_of(leaf, header.own)
         contents = ((region, tree.canonical(leaf.leaf, region)) for region in regions)
         folders = folders_of(key, header, leaf.spec, header.own)
         limit = LAZY_IN_FLIGHT_BYTES if leaf.is_transient else IN_FLIGHT_BYTES
@@ -206,12 +206,16 @@ class ArrayWriter:
             self._store.written(f"{folder}/0")
 
 
-def _regions(
-    spec: LeafSpec, own: Sequence[int] | None, nbytes: int
-) -> tuple[list[tuple[slice, ...]], int]:
-    """The regions of a leaf that are written, and their size in bytes."""
+def regions_of(leaf: StagedLeaf, own: Sequence[int] | None) -> tuple[list[tuple[slice, ...]], int]:
+    """The regions of a leaf that are written, and their size in bytes.
+
+    Args:
+        leaf: the leaf.
+        own: the chunks that are written; None for all.
+    """
+    spec = leaf.spec
     if own is None:
-        return [tuple(slice(0, length) for length in spec.shape)], nbytes
+        return [tuple(slice(0, length) for length in spec.shape)], leaf.nbytes
     width = itemsize(spec.dtype)
     runs = chunk_runs(spec.shape, width, own)
     regions = [chunk_slices(spec.shape, width, first, last) for first, last in runs]

@@ -1,6 +1,6 @@
 """Writing to a repository: commit, now or in the background."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import cached_property
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
 from vcjax.errors import ConflictError, RevisionError
-from vcjax.history import Commit, Ref
+from vcjax.history import Commit, Manifest, Ref
 from vcjax.history.refs import HEAD, HEADS, check_name
 from vcjax.repo.committing import (
     Base,
@@ -24,7 +24,7 @@ from vcjax.storage import Store
 
 if TYPE_CHECKING:
     from vcjax.hashing import DigestMemo, LeafDigest
-    from vcjax.repo.background import Background
+    from vcjax.repo.background import Background, Needed
     from vcjax.repo.processes import Conversation
     from vcjax.repo.together import Held
 
@@ -181,12 +181,11 @@ class Writer(Reader):
         self._settle(name)
         digests = self._remote_digests(root)
         before = self._tip_of(name, self._base(name)).manifest
-        known = before.locations if before else {}
-        stored = {path for path, digest in digests.items() if digest.leaf.hex() in known}
+        needed = self._needed(root, digests, before)
         return self._background.submit(
             name,
-            copied_bytes(root, stored),
-            lambda copy: snapshot(root, stored) if copy else root,
+            copied_bytes(root, needed),
+            lambda copy: snapshot(root, needed) if copy else root,
             lambda safe: self._commit(name, safe, details, digests),
         )
 
@@ -290,6 +289,26 @@ class Writer(Reader):
                 continue  # the tip has moved: stage on the present one
             talk.send({"commit": commit.digest})
             return commit
+
+    def _needed(
+        self, root: Any, digests: "Mapping[str, LeafDigest]", before: Manifest | None
+    ) -> "Needed":
+        """What has to be fetched of leaves on accelerators that are not written whole."""
+        from vcjax.objects import StagedLeaf
+        from vcjax.tree import leaf_dict
+
+        leaves = leaf_dict(root)
+        known, former = (before.locations, before.leaves) if before else ({}, {})
+        needed: dict[str, Sequence[tuple[slice, ...]]] = {}
+        for path, digest in digests.items():
+            if digest.leaf.hex() in known:
+                needed[path] = ()
+            elif path in former:
+                staged = StagedLeaf(leaves[path], digest, former[path])
+                regions = self.objects.needed_regions(staged)
+                if regions is not None:
+                    needed[path] = regions
+        return needed
 
     def _remote_digests(self, root: Any) -> "dict[str, LeafDigest]":
         """Digests of the leaves on accelerators: those that are stored are not fetched."""

@@ -6,7 +6,9 @@ from .dtypes import rank as rank
 from .dtypes import storage_dtype as storage_dtype
 from .flattening import flatten as flatten
 from .flattening import key_of as key_of
+from .lazy import Excerpt as Excerpt
 from .lazy import LazyArray as LazyArray
+from .lazy import bounds as bounds
 from .lazy import is_lazy as is_lazy
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical

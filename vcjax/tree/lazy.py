@@ -1,7 +1,7 @@
-"""Arrays that are read when they are needed, and not kept."""
+"""Stand-ins for arrays: read when they are needed and not kept, or kept in part."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,44 @@ class LazyArray:
                 hint="its source has changed meanwhile",
             )
         return array if dtype is None else array.astype(dtype, copy=False)
+
+
+Region = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Excerpt:
+    """Those regions of an array that a commit will write; the rest was not fetched.
+
+    Attributes:
+        shape: of the whole array.
+        dtype: of the array.
+        parts: {start and stop along each axis: content}.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Mapping[tuple[tuple[int, int], ...], np.ndarray]
+
+    def part(self, region: Region | None) -> np.ndarray:
+        """The content of one of the regions.
+
+        Raises:
+            ConflictError: it was not fetched.
+        """
+        found = None if region is None else self.parts.get(bounds(region))
+        if found is None:
+            raise errors.ConflictError(
+                "the branch has moved since the commit began, and more of a leaf has to be "
+                "written than was fetched",
+                hint="commit again",
+            )
+        return found
+
+
+def bounds(region: Region) -> tuple[tuple[int, int], ...]:
+    """Start and stop along each axis."""
+    return tuple((part.start, part.stop) for part in region)
 
 
 def is_lazy(leaf: Any) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vcjax import errors
 from vcjax.tree import dtypes
-from vcjax.tree.lazy import LazyArray
+from vcjax.tree.lazy import Excerpt, LazyArray
 from vcjax.tree.spec import LeafSpec
 
 PYTHON_TYPES = (bool, int, float, complex, str, bytes)
@@ -198,6 +198,8 @@ def canonical(leaf: Leaf, region: tuple[slice, ...] | None = None) -> np.ndarray
 
 def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
     """The data, or a region of them, in host memory."""
+    if isinstance(data, Excerpt):
+        return data.part(region)
     if region is None:
         return np.asarray(data)
     sizes = tuple(part.stop - part.start for part in region)
