@@ -13,8 +13,9 @@ def divergences(changes: Iterable[Any], structure: Sequence[str]) -> tuple[float
     and shape agree and ½ where one of them does not; contextually it is that,
     times the fraction of chunks that are equal by digest. So both are in [0, 1] and
     symmetric; the structural one is 0 if nothing but contents differ, and the
-    contextual one, which is never the smaller, only for equal trees. No data are
-    read for them: they are the same with and without `stats`.
+    contextual one, which is never the smaller, only for equal trees. They follow
+    from statuses and digests alone, so `stats` changes them only where it lets
+    contents settle which leaf is which.
 
     The two views are MGit's (Hao et al., "MGit: A Model Versioning and Management
     System", ICML 2024, section 3): modules that differ in kind or shape, and

@@ -71,6 +71,10 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
         rows, rows_touched, columns, columns_touched, blocks, blocks_touched: of the
             leaf as a matrix (its last axis are the columns; blocks are 64 × 64),
             how many there are, and in how many an element changed.
+        coverage: the fraction of the elements that were compared: less than 1 for
+            leaves of commits of which some chunks are equal by digest and were not
+            read. Norms, products and numbers of NaN are then those of what was;
+            l2, max_abs and all counts of changes are exact.
         learning_rate_scale: root mean square of the difference over the elements
             that changed. Adam moves each weight by the learning rate or less per
             step (Kingma & Ba 2015, section 2.1), so this is the learning rate of

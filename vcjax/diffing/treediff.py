@@ -14,9 +14,9 @@ What a diff holds, from the outside in:
 `LeafChange.stats` is a mapping. Always in it (see `leaf_statistics`): elements, changed,
 fraction_changed, l2, relative_l2, max_abs, cosine, norm_old, norm_new, sign_flips, nan_old,
 nan_new, inf_old, inf_new, nonfinite_old, nonfinite_new, rows, rows_touched, columns,
-columns_touched, blocks, blocks_touched, learning_rate_scale, scale, update, update_bytes,
-dense_bytes. With `stats="full"` also (see `spectrum`): singular_values, effective_rank, energy,
-spectral_norm, update_rank, histogram.
+columns_touched, blocks, blocks_touched, coverage, alignment, learning_rate_scale, scale,
+scale_residual, update, update_rank, update_bytes, dense_bytes. With `stats="full"` also (see
+`spectrum`): singular_values, effective_rank, energy, spectral_norm, histogram.
 """
 
 import os
