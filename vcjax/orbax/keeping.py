@@ -11,7 +11,6 @@ from absl import logging
 
 from vcjax.errors import VcjaxError
 from vcjax.history import Commit
-from vcjax.history.refs import HEAD
 from vcjax.orbax.folders import StepFolders
 from vcjax.orbax.known_steps import KnownSteps
 from vcjax.orbax.steps import Step
