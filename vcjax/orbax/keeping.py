@@ -157,7 +157,7 @@ class StepKeeper(KnownSteps):
             gone = tuple(filter(None, map(self.index.remove, numbers)))
         self._saving = Saving(step, replaced, gone, future)
         background = not isinstance(made, Commit) or self._options.enable_background_delete
-        idle = self._callback is None and (not self.leads or (not gone and items is None))
+        idle = not self.leads or (self._callback is None and not gone and items is None)
         if background and not idle:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="vcjax-retention")
@@ -275,8 +275,6 @@ class StepKeeper(KnownSteps):
             return
         if self._callback is not None:
             self._callback()
-        if not self.leads:
-            return
         if items is not None:
             self._folders.make(number, items)
         if gone:
