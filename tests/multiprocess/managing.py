@@ -177,7 +177,7 @@ def described(url, step):
     """Shape and sharding of `w`, as `item_metadata` says."""
     found = managers[url].item_metadata(step)["state"]["params"]["w"]
     sharding = found.sharding.to_jax_sharding()
-    return [list(found.shape), len(sharding.device_set), str(sharding.spec)]
+    return [list(found.shape), len(sharding.device_set), list(sharding.spec)]
 
 
 def reload(url):

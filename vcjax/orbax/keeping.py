@@ -11,7 +11,6 @@ from absl import logging
 
 from vcjax.errors import VcjaxError
 from vcjax.history import Commit
-from vcjax.history.refs import HEAD, HEADS
 from vcjax.orbax.folders import StepFolders
 from vcjax.orbax.known_steps import KnownSteps
 from vcjax.orbax.steps import Step
@@ -158,7 +157,7 @@ class StepKeeper(KnownSteps):
             gone = tuple(filter(None, map(self.index.remove, numbers)))
         self._saving = Saving(step, replaced, gone, future)
         background = not isinstance(made, Commit) or self._options.enable_background_delete
-        idle = self._callback is None and (not self.leads or (not gone and items is None))
+        idle = not self.leads or (self._callback is None and not gone and items is None)
         if background and not idle:
             if self._worker is None:
                 self._worker = ThreadPoolExecutor(1, thread_name_prefix="vcjax-retention")
@@ -176,7 +175,13 @@ class StepKeeper(KnownSteps):
             found, latest = find(), self.index.latest
             return [n for n in found if latest is None or n not in (latest.step, step.step)]
 
-        return self.after_adding(step, numbers)
+        found = self.after_adding(step, numbers)
+        if not self.repo.is_shared or not found:
+            return found
+        # Elsewhere they are listed again once they were found to be spared.
+        spared = set(self._pointers(besides=self._branch).values())
+        steps = {n: self.index.get(n) for n in found}
+        return [n for n, step in steps.items() if step is None or step.commit not in spared]
 
     def settle(self) -> None:
         """Waits for the commit that is under way, and takes note of how it ended.
@@ -270,8 +275,6 @@ class StepKeeper(KnownSteps):
             return
         if self._callback is not None:
             self._callback()
-        if not self.leads:
-            return
         if items is not None:
             self._folders.make(number, items)
         if gone:
@@ -363,11 +366,8 @@ class StepKeeper(KnownSteps):
         Raises:
             VcjaxError: something else points to that commit.
         """
-        branch = self.repo.head.branch
-        name = HEAD if branch is None else HEADS + branch
-        states = {**self.repo.refs.under("refs/"), **self.repo.refs.under("aliases/")}
-        others = [ref.name for ref in states.values() if ref.commit == step.commit]
-        if branch is None or [other for other in others if other != name]:
+        branch, name = self.repo.head.branch, self._branch
+        if branch is None or step.commit in self._pointers(besides=name).values():
             raise VcjaxError(
                 f"step {step.step} is not deleted: a branch, a tag or HEAD points to its commit "
                 f"{step.commit[:8]}",

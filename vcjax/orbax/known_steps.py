@@ -13,6 +13,7 @@ from absl import logging
 
 from vcjax.errors import RevisionError, VcjaxError
 from vcjax.history import Commit
+from vcjax.history.refs import HEAD, HEADS
 from vcjax.orbax.contents import metrics_of
 from vcjax.orbax.policies import rate
 from vcjax.orbax.steps import Step, StepIndex
@@ -176,6 +177,18 @@ class KnownSteps:
             return self.repo.resolve("HEAD").digest
         except RevisionError:  # the branch has no commit yet
             return None
+
+    @property
+    def _branch(self) -> str:
+        """The full name of the current branch; HEAD if it is detached."""
+        branch = self.repo.head.branch
+        return HEAD if branch is None else HEADS + branch
+
+    def _pointers(self, besides: str) -> dict[str, str | None]:
+        """{ref: the commit that it points to}, but for one of them."""
+        refs = self.repo.refs
+        states = {**refs.under("refs/"), **refs.under("aliases/")}
+        return {ref.name: ref.commit for ref in states.values() if ref.name != besides}
 
     # -- ranks -------------------------------------------------------------------
 

@@ -68,6 +68,11 @@ class CheckpointManager(StepReader):
         ValueError: arguments that exclude each other.
     """
 
+    _async: bool
+    _save_policy: Any
+    _retention: Retention
+    _root_metadata: dict[str, Any]
+
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -205,7 +210,7 @@ class CheckpointManager(StepReader):
                 self.reached_preemption(checked_step(step))  # JAX wants to hear it of all
             return checked_step(step)
 
-        plan = self._planned(check, asks, overwrite, metrics)
+        plan = self._planned(check, asks, bool(overwrite), metrics)
         if plan is None:
             return False
         with Sharing(self.repo, plan.token) as sharing:
