@@ -112,5 +112,6 @@ def test_orbaxs_own_options_are_accepted(tmp_path):
     fields = set(vars(orbax.checkpoint.CheckpointManagerOptions()))
     assert set(vars(vcjax.orbax.CheckpointManagerOptions())) - fields == {
         "overwrite",
+        "process_timeout_s",
         "step_folders",
     }

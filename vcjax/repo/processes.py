@@ -225,20 +225,27 @@ class _Pulse:
     def __init__(self) -> None:
         self._interval = float("inf")
         self._lock = threading.Lock()
-        self._end = threading.Event()
+        self._over = False
+        self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, client: Any, index: int, timeout_s: float) -> None:
         """Starts the thread, or sees to it that it is fast enough."""
         with self._lock:
-            self._interval = min(self._interval, timeout_s / 8)
+            if timeout_s / 8 < self._interval:
+                self._interval = timeout_s / 8
+                self._wake.set()  # it may be waiting for longer than that
             if self._thread is None or not self._thread.is_alive():
                 # A daemon: it must not keep a process alive whose other threads are done.
                 self._thread = threading.Thread(
                     target=self._run, args=(client, index), name="vcjax-pulse", daemon=True
                 )
                 self._thread.start()
-                atexit.register(self._end.set)  # before JAX takes the client down
+                atexit.register(self._stop)  # before JAX takes the client down
+
+    def _stop(self) -> None:
+        self._over = True
+        self._wake.set()
 
     def _run(self, client: Any, index: int) -> None:
         number = 0
@@ -251,7 +258,9 @@ class _Pulse:
                     )
             except ProcessError:
                 return  # whoever waits for a message finds that out itself
-            if self._end.wait(min(self._interval, 1.0) if number == 1 else self._interval):
+            self._wake.wait(min(self._interval, 1.0) if number == 1 else self._interval)
+            self._wake.clear()
+            if self._over:
                 return
 
 
