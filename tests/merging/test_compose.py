@@ -111,7 +111,7 @@ def test_parameters_out_of_range_are_refused() -> None:
         merging.della(0.9, 0.2)
     with pytest.raises(errors.MergeError, match=r"no merge method 'os\.system'"):
         merging.from_config("os.system", {})
-    with pytest.raises(errors.MergeError, match="exactly 2 models, 3"):
+    with pytest.raises(errors.MergeError, match="exactly 2 models; 3"):
         merging.merge([{"w": 1.0}] * 3, merging.slerp())
 
 

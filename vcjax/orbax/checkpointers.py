@@ -106,7 +106,8 @@ class Checkpointer(ocp.AbstractCheckpointer):
         with staged(self._handlers, items, self._single) as (tree, records):
             metadata = StepRecord(records, self._single, custom_metadata=custom).encode(None)
             commit = repo.commit_async if background else repo.commit
-            return repo, commit(tree, f"save {os.fspath(directory)}", metadata=metadata)
+            message = f"save {os.fspath(directory)}"
+            return repo, commit(tree, message, metadata=metadata, rebase=False)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], save: bool) -> Any:
         for value in (*args, *kwargs.values()):

@@ -142,6 +142,7 @@ def run_import(
                 metadata=_metadata(plan.source, step, trees),
                 metrics=_numbers(step.metrics),
                 author=author,
+                rebase=False,
             )
         except FormatError as error:
             error.message = f"{name}: {error.message}"

@@ -235,6 +235,7 @@ class CheckpointManager(StepReader):
                         message or f"step {plan.step.step}",
                         metadata=record.encode(plan.step.step),
                         metrics={} if hidden else numbers,
+                        rebase=False,  # a step is a whole state, and nothing is merged into it
                         from_first=from_first(records, single),
                     ),
                     plan.gone,
