@@ -1,8 +1,10 @@
 """Merging N models whole, without history: plan jobs, run them, commit or write the result."""
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcjax import merging, tree
-from vcjax.errors import MergeError, StructureError
+from vcjax.errors import MergeError, StructureError, VcjaxError
 from vcjax.formats.sharded import SHARD_BYTES
 from vcjax.history import LeafEntry, Manifest, checked_metadata
 from vcjax.merging.inputs import check_complex, check_globs, check_inputs
@@ -56,6 +58,8 @@ class Merge:
             MergeError: the method needs something that was not given, or the reverse.
         """
         models, base, method = self.models, self.base, self.method
+        if self.dtype is not None:
+            _check_dtype(self.dtype)
         if base is not None and len(models) == 1 and method.models == (2, 2):
             models, base = (base, *models), None  # as `vcjax.merge`: the base is the first of two
         if not models:
@@ -91,7 +95,7 @@ class Merge:
             raise MergeError(f"statistics of {path!r} are missing in some models", path=path)
         return tuple(found) or None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """64 hex digits that change with anything that changes the result."""
         return fingerprint(
@@ -101,7 +105,7 @@ class Merge:
             weights=listed(self.weights),
             key=None if self.key is None else _words(self.key),
             dtype=self.dtype,
-            statistics=None if self.statistics is None else id(self.statistics),
+            statistics=None if self.statistics is None else secrets.token_hex(16),
         )
 
     def provenance(self) -> dict[str, Any]:
@@ -211,6 +215,18 @@ def change_of(
         provenance=checked_metadata(merge.provenance(), "provenance"),
         reason="merge",
     )
+
+
+def _check_dtype(name: str) -> None:
+    try:
+        known = tree.is_inexact(name) and bool(tree.storage_dtype(name))
+    except (VcjaxError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise MergeError(
+            f"{name!r} is no dtype that merged leaves can have",
+            hint="for example float32, bfloat16 or float16",
+        )
 
 
 def _check_alike(first: Model, other: Model, who: str) -> None:

@@ -1,6 +1,7 @@
 """What a merge takes in: commits, checkpoint files and folders, read leaf by leaf."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -106,7 +107,9 @@ def _flat(checkpoint: Any) -> Any:
 
 def of_tree(root: Any, name: str = "a tree", origin: Mapping[str, Any] | None = None) -> Model:
     """The model that a PyTree in memory, or one of lazy leaves, is."""
-    return Model(name, tree.flatten(root), origin or {"tree": name}, f"in memory {id(root)}")
+    # Nobody can tell later whether it is the same: such a merge is never continued.
+    mark = f"in memory {secrets.token_hex(16)}"
+    return Model(name, tree.flatten(root), origin or {"tree": name}, mark)
 
 
 def order(model: Model) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vcjax import tree
+from vcjax._version import __version__
 from vcjax.errors import VcjaxError
 from vcjax.formats.sharded import SHARD_BYTES, ShardWriter
 from vcjax.hashing import digest_bytes
@@ -188,5 +189,5 @@ class FileOutput:
 
 
 def fingerprint(**parts: Any) -> str:
-    """64 hex digits that stand for what a merge is made of."""
-    return digest_bytes(repr(sorted(parts.items())).encode()).hex()
+    """64 hex digits that stand for what a merge is made of, and which vcjax makes it."""
+    return digest_bytes(repr((__version__, sorted(parts.items()))).encode()).hex()

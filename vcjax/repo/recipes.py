@@ -134,7 +134,8 @@ class RecipeRun:
             pairs = [pair for pair in pairs if pair[0] != base]
         if known.base == "first" and grounds is not None:
             pairs, grounds = [grounds, *pairs], None
-        if known.base == "none":
+        if known.base == "none":  # the base is a model like the others
+            pairs += [] if grounds is None or grounds in pairs else [grounds]
             grounds = None
         inputs = tuple(self._leaf(*pair) for pair in pairs)
         below = None if grounds is None else self._leaf(*grounds)
