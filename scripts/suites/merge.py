@@ -81,7 +81,7 @@ def run(contender: str, parent: str) -> dict[str, dict[str, float]]:
             path.write_text(json.dumps(_written(RECIPES[case], models)))  # JSON is YAML too
             output = folder / "merged"
             os.sync()
-            results[case] = measure(_command(contender, path, output))
+            results[case] = measure(command(contender, path, output))
             subprocess.run(["rm", "-r", str(output)], check=True)
     return results
 
@@ -97,21 +97,26 @@ def _written(recipe: dict[str, Any], models: list[Path]) -> dict[str, Any]:
     return fields | ({"base_model": str(models[0])} if recipe["based"] else {})
 
 
-def _command(contender: str, recipe: Path, output: Path) -> list[str]:
+def command(contender: str, recipe: Path, output: Path) -> list[str]:
+    """What runs a recipe."""
     if contender == "vcjax":
         words = [sys.executable, "-m", "vcjax.cli", "merge"]
         return [*words, f"--recipe={recipe}", f"--output={output}"]
     return [os.environ["MERGEKIT_YAML"], str(recipe), str(output)]
 
 
-def measure(command: list[str]) -> dict[str, float]:
-    """Runs a command; wall and CPU seconds, and the peak of its anonymous memory in bytes."""
+def environment(words: list[str]) -> dict[str, str]:
+    """Of a command: mergekit must not see our packages."""
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": paths if command[0] == sys.executable else ""}
+    return {**os.environ, "PYTHONPATH": paths if words[0] == sys.executable else ""}
+
+
+def measure(words: list[str]) -> dict[str, float]:
+    """Runs a command; wall and CPU seconds, and the peak of its anonymous memory in bytes."""
     before, start = os.times(), time.perf_counter()
     with tempfile.TemporaryFile() as log:  # a pipe that nobody empties would stop the process
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(words, env=environment(words), stdout=log, stderr=log)
         peak = 0
         while process.poll() is None:
             peak = max(peak, _anonymous(process.pid))
@@ -119,7 +124,7 @@ def measure(command: list[str]) -> dict[str, float]:
         wall = time.perf_counter() - start
         log.seek(0)
         if process.returncode:
-            raise RuntimeError(f"{command} failed:\n{log.read().decode()[-2000:]}")
+            raise RuntimeError(f"{words} failed:\n{log.read().decode()[-2000:]}")
     after = os.times()
     cpu = after.children_user + after.children_system
     cpu -= before.children_user + before.children_system

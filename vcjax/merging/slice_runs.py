@@ -1,7 +1,9 @@
 """Running a method on the slices of a leaf: what is compiled, and in which order it runs."""
 
 import functools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,31 +88,41 @@ class SliceRun:
     def rewind(self) -> None:
         """Back to the first slice."""
         self._carries: Any = tuple(way.carry(self.models) for way in self._ways)
+        self._apart: list[Any] | None = None
 
     def measure(self, number: int, stack: Stack) -> None:
         """One slice in the pass of this number."""
         at, which = self.plan.passes[number]
-        steps, carries = self.plan.steps[: at + 1], self._carries
-        given = self._facts[: at + 1], tuple(self.states[: at + 1])
+        steps = self.plan.steps[: at + 1]
+        given = steps, self._facts[: at + 1]
         if not all(step.per_model for step in steps):
-            found, self._carries = _measure(steps, stack, *given, carries, which=which)
-        else:  # one model at a time, by one small program
-            parts = []
-            for i, value in enumerate(stack.values):
-                one = replace(
-                    stack,
-                    values=(value,),
-                    weights=stack.weights[i : i + 1],
-                    model=np.int32(i),
-                )
-                here = (given[0], _of_model(given[1], i), _of_model(carries, i))
-                parts.append(_measure(steps, one, *here, which=which))
-            found, self._carries = jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-        self._sums = found if self._sums is None else _add(self._sums, found)
+            state = tuple(self.states[: at + 1]), self._carries, self._sums
+            self._carries, self._sums = _measure(*given, stack, *state, which=which)
+            return
+        if self._apart is None:  # one model at a time, by one small program
+            state = tuple(self.states[: at + 1]), self._carries
+            self._apart = [(*_of_model(state, i), None) for i in range(self.models)]
+        apart, wide = self._apart, jax.config.jax_enable_x64  # pyright: ignore
+
+        def measure_model(i: int) -> None:
+            one = replace(
+                stack,
+                values=(stack.values[i],),
+                weights=stack.weights[i : i + 1],
+                model=np.int32(i),
+            )
+            with jax.enable_x64(wide):  # each thread has a setting of its own
+                found = _measure(*given, one, *apart[i], which=which)
+            apart[i] = (apart[i][0], *found)
+
+        # XLA counts with one core: two models are counted at once.
+        list(_threads().map(measure_model, range(self.models)))
 
     def conclude(self, number: int) -> None:
         """All slices were seen in the pass of this number."""
         at, which = self.plan.passes[number]
+        if self._apart is not None:
+            self._sums = jax.tree.map(lambda *x: jnp.concatenate(x), *(s for *_, s in self._apart))
         self.states[at] = _conclude(
             self.plan.steps[at],
             self._facts[at],
@@ -148,6 +160,11 @@ class SliceRun:
         return finish_leaf(self.plan.steps, accumulators, stack.base, dtype=kind)
 
 
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), "vcjax-measure")
+
+
 def _of_model(states: Any, i: int) -> Any:
     """The part of one model of what per-model steps have found."""
     return jax.tree.map(lambda x: x[i : i + 1], states)
@@ -167,20 +184,24 @@ def _through(
     return stack, (*after, *carries[len(after) :])
 
 
-@functools.partial(jax.jit, static_argnames="which")
+@functools.partial(jax.jit, static_argnames="which", donate_argnames="sums")
 def _measure(
-    steps: tuple[Transform, ...], stack: Stack, facts: Any, states: Any, carries: Any, *, which: int
+    steps: tuple[Transform, ...],
+    facts: Any,
+    stack: Stack,
+    states: Any,
+    carries: Any,
+    sums: Any,
+    *,
+    which: int,
 ) -> tuple[Any, Any]:
+    """What goes to the next slice, and the sums with what this one adds."""
     stack = cast(stack)
     way = sliced(steps[-1], stack.values[0].dtype)
     assert way is not None
     stack, carries = _through(steps[:-1], stack, facts, states, carries)
-    return way.measures[which].take(stack, facts[-1], states[-1]), carries
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(sums: Any, more: Any) -> Any:
-    return jax.tree.map(jnp.add, sums, more)
+    found = way.measures[which].take(stack, facts[-1], states[-1])
+    return carries, found if sums is None else jax.tree.map(jnp.add, sums, found)
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "which"))

@@ -35,6 +35,7 @@ from vcjax.merging.selection import (
     histogram,
     keep_mask,
     magnitude_keys,
+    number_set,
 )
 
 Facts = Any
@@ -142,7 +143,7 @@ def _trim(dtype: np.dtype, density: Any, tie_rule: str, rounding: str) -> Sliced
             # Ties of the slices before come first: they count as larger.
             found = Threshold(state.key[i], state.above[i] + carry[i], state.equal[i])
             kept.append(keep_where(keep_mask(keys, found, facts.of(stack.model + i), tie_rule), x))
-            ties.append(jnp.sum(keys == found.key, dtype=jnp.int32))
+            ties.append(number_set(keys == found.key))
         if tie_rule != "exact":
             return mapped(stack, kept), carry
         return mapped(stack, kept), carry + jnp.stack(ties)
