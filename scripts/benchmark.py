@@ -36,6 +36,7 @@ flags.DEFINE_string("suite", "save", "Which suite to run; a file in scripts/suit
 flags.DEFINE_integer("rounds", 3, "How often each contender runs.", lower_bound=1)
 flags.DEFINE_bool("record", False, "Write the table into docs/benchmarks.md.")
 flags.DEFINE_string("folder", "", "Where to write the data; the temporary folder by default.")
+flags.DEFINE_list("cases", [], "Only these cases of the suite; by default all.")
 flags.DEFINE_string("contender", "", "Run one contender in this process and print JSON.")
 
 
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> None:
     """Runs a suite, or one contender of it."""
     del argv
     suite = import_module(f"suites.{FLAGS.suite}")
+    if FLAGS.cases:
+        vars(suite)["CASES"] = {name: suite.CASES[name] for name in FLAGS.cases}
     if FLAGS.contender:
         print(json.dumps(suite.run(FLAGS.contender, FLAGS.folder)))
         return
@@ -59,6 +62,8 @@ def main(argv: list[str]) -> None:
 
 def _run_in_process(contender: str) -> dict:
     command = [sys.executable, __file__, f"--suite={FLAGS.suite}", f"--contender={contender}"]
+    if FLAGS.cases:
+        command.append(f"--cases={','.join(FLAGS.cases)}")
     if FLAGS.folder:
         command.append(f"--folder={FLAGS.folder}")
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)

@@ -6,17 +6,26 @@
 
 A config holds the `name` and the `parameters` of a method, as
 `vcjax.merging.to_config` writes them down. Revisions are merged three-way: the
-method settles the leaves that both sides changed. Files are merged whole.
+method settles the leaves that both sides changed. Checkpoints (files, folders of
+safetensors, directories of Orbax) are merged whole, leaf by leaf, and a merge that
+was killed goes on when the same is run again.
 """
 
 import sys
+import time
+from pathlib import Path
 
-import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 import vcjax
-from vcjax import formats, merging
+from vcjax import merging
+from vcjax.formats.sharded import is_folder
+from vcjax.orbax.models import of_orbax
+from vcjax.repo import models
+from vcjax.repo.merging_models import Merge, to_files
+
+START = time.monotonic()
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/merge/average.py", "The merge method.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of random methods, such as DARE.")
@@ -30,9 +39,10 @@ RULES = flags.DEFINE_multi_string(
 )
 MESSAGE = flags.DEFINE_string("message", None, "Message of the merge commit.")
 
-INPUTS = flags.DEFINE_list("inputs", None, "Checkpoint files to merge, instead of revisions.")
-BASE = flags.DEFINE_string("base", None, "Checkpoint file that the inputs were fine-tuned from.")
-OUTPUT = flags.DEFINE_string("output", None, "Checkpoint file to write.")
+INPUTS = flags.DEFINE_list("inputs", None, "Checkpoints to merge, not revisions.")
+BASE = flags.DEFINE_string("base", None, "Checkpoint that the inputs were fine-tuned from.")
+OUTPUT = flags.DEFINE_string("output", None, "File of safetensors, or new folder, to write.")
+DTYPE = flags.DEFINE_string("dtype", None, "Of the merged leaves; the first model's by default.")
 
 
 def merge_revisions(
@@ -46,6 +56,7 @@ def merge_revisions(
         resolve=dict(rule.rsplit("=", 1) for rule in RULES.value),
         weights=weights,
         key=_key(method),
+        progress=_tell,
         message=MESSAGE.value,
     )
     return f"{commit.digest[:8]} {commit.summary}"
@@ -54,17 +65,26 @@ def merge_revisions(
 def merge_files(
     inputs: list[str], output: str, method: merging.MergeMethod, weights: list[float] | None
 ) -> str:
-    """Merges checkpoint files; says what came of it."""
-    first, *rest = map(formats.read, inputs)
-    merged = vcjax.merge(
-        [first.tree, *(checkpoint.tree for checkpoint in rest)],
-        method,
-        base=formats.read(BASE.value).tree if BASE.value else None,
-        weights=weights,
-        key=_key(method),
+    """Merges checkpoints leaf by leaf; says what came of it."""
+    base = _model(BASE.value) if BASE.value else None
+    merge = Merge(tuple(map(_model, inputs)), method, base, weights, _key(method), DTYPE.value)
+    to_files(merge, Path(output), progress=_tell)
+    return f"{output}: {method} of {len(inputs)} models"
+
+
+def _model(name: str) -> models.Model:
+    """A checkpoint file, a folder of safetensors, or a directory of Orbax."""
+    path = Path(name)
+    return of_orbax(path) if path.is_dir() and not is_folder(path) else models.of_file(path)
+
+
+def _tell(done: int, total: int) -> None:
+    """Logs progress with the time that is left."""
+    passed = time.monotonic() - START
+    left = passed * (total - done) / max(done, 1)
+    logging.log_every_n_seconds(
+        logging.INFO, "%d of %d MB read, %.0f s left", 5, done // 10**6, total // 10**6, left
     )
-    formats.write(output, jax.device_get(merged), first.metadata)
-    return f"{output}: {method} of {len(rest) + 1} models"
 
 
 def _key(method: merging.MergeMethod) -> int | None:

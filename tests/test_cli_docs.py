@@ -71,6 +71,7 @@ REPORTS = {
     "tag": ("tag", ["tag", "v2"]),
     "switch": ("switch", ["switch", "side"]),
     "merge": ("merge", ["merge", "side", "--resolve=ours"]),
+    "merge_files": ("merge", ["merge", "HEAD", "three.npz", "--output=merged"]),
     "merge_plan": ("merge", ["merge", "side", "--dry_run"]),
     "undo": ("undo", ["undo"]),
     "fsck": ("fsck", ["fsck"]),

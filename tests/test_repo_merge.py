@@ -8,7 +8,7 @@ import pytest
 import vcjax
 from vcjax import merging
 from vcjax.errors import ConflictError, MergeError
-from vcjax.repo import merging as repo_merging
+from vcjax.repo import jobs, outputs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,28 +99,23 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_several_batches_merge_like_one(fork, monkeypatch, name):
+def test_many_short_slices_and_batches_merge_like_one(fork, monkeypatch, name):
     method, given = METHODS[name]
-    start, trees, calls = fork.resolve("ours"), [], []
-    merge_batch = repo_merging._merge_batch
-
-    def counted(conflicts, *rest):
-        calls[-1] += 1
-        return merge_batch(conflicts, *rest)
-
-    monkeypatch.setattr(repo_merging, "_merge_batch", counted)
-    for limit in (repo_merging.BATCH_BYTES, 1, 2600):
-        monkeypatch.setattr(repo_merging, "BATCH_BYTES", limit)
-        calls.append(0)
+    start, trees = fork.resolve("ours"), []
+    for length, batch in ((jobs.SMALL, outputs.BATCH_BYTES), (16, 1)):
+        monkeypatch.setattr(jobs, "SMALL", length)
+        monkeypatch.setattr(jobs, "SLICES", (length,))
+        monkeypatch.setattr(outputs, "BATCH_BYTES", batch)
         fork.branch("ours", start, force=True)
-        trees.append(fork.merge("ours", "theirs", method=method, **given).tree)
-    assert len(set(trees)) == 1
-    assert calls == [1, 1, 1] if method.locality == "model" else calls[0] == 1 < calls[2] < calls[1]
+        fork.merge("ours", "theirs", method=method, **given)
+        trees.append(fork.restore("ours"))
+    for path, leaf in trees[0]["n"].items():
+        np.testing.assert_allclose(trees[1]["n"][path], leaf, rtol=1e-12)
+    np.testing.assert_array_equal(trees[1]["w"], trees[0]["w"])
     assert fork.fsck().ok
 
 
-def test_rules_and_weights_that_match_nothing_are_refused(fork, monkeypatch):
-    monkeypatch.setattr(repo_merging, "BATCH_BYTES", 1)
+def test_rules_and_weights_that_match_nothing_are_refused(fork):
     method = merging.partition({"typo": merging.average()}, default=merging.keep())
     with pytest.raises(MergeError, match="no leaf path matches 'typo'"):
         fork.merge("ours", "theirs", method=method)

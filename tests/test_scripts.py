@@ -122,7 +122,7 @@ def test_a_mistake_is_told_without_a_traceback(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # by ml_collections
-@pytest.mark.parametrize("name", ["average", "task_arithmetic", "ties", "dare_ties"])
+@pytest.mark.parametrize("name", sorted(x.stem for x in (ROOT / "configs/merge").glob("*.py")))
 def test_every_merge_config_makes_its_method(name):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from vcjax import errors, merging, report
-from vcjax.cli import method_spec
+from vcjax import errors, report
+from vcjax.cli import merge_models
 from vcjax.cli.command import Command, UsageError
 from vcjax.cli.session import Session
-from vcjax.cli.values import json_pairs, metrics, pair
+from vcjax.cli.values import metrics, pair
 
 if TYPE_CHECKING:
     from vcjax.history import Commit
@@ -34,7 +34,7 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_list(
-        "weights", None, "`OURS,THEIRS`: one number per side, for the method", flag_values=values
+        "weights", None, "`A,B,…`: one number per side or model, for the method", flag_values=values
     )
     flags.DEFINE_integer(
         "seed", None, "`SEED` of methods that draw random numbers (dare)", flag_values=values
@@ -59,19 +59,63 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "metric", [], "`NAME=NUMBER` to record; may be repeated", flag_values=values
     )
+    _define_models(values)
+
+
+def _define_models(values: flags.FlagValues) -> None:
+    """Defines the flags for merging whole models."""
+    flags.DEFINE_string(
+        "recipe",
+        None,
+        "`FILE`: a mergekit recipe (YAML) to run; needs --output",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output",
+        None,
+        "`PATH`: merge whole models into this new folder of safetensors (or file that ends in "
+        ".safetensors) and commit nothing",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "whole", False, "merge whole models, without history, and commit", flag_values=values
+    )
+    flags.DEFINE_string(
+        "base", None, "`MODEL` that the whole models were fine-tuned from", flag_values=values
+    )
+    flags.DEFINE_string(
+        "dtype", None, "`NAME` of the dtype of whole merged models", flag_values=values
+    )
+    flags.DEFINE_float(
+        "shard_size", 5.0, "`GB` per file of --output at the most", 0.001, flag_values=values
+    )
 
 
 def run(session: Session) -> int:
     """Merges B into A, or the only one given into HEAD."""
     values = session.flags
+    if values.recipe:
+        return merge_models.run_recipe(session)
+    if values.output or values.whole:
+        return merge_models.run_models(session)
+    if values.base or values.dtype:
+        raise UsageError("--base and --dtype are for whole models", hint="add --whole or --output")
+    if len(session.args) not in (1, 2):
+        raise UsageError("merge takes one or two revisions", hint="vcjax merge [A] B")
     ours, theirs = session.args if len(session.args) == 2 else ("HEAD", session.args[0])
-    request = _Request(ours, theirs, _method(values), _rules(values), _weights(values))
+    request = _Request(
+        ours,
+        theirs,
+        merge_models.method_of(values),
+        _rules(values),
+        merge_models.weights_of(values),
+    )
     if values.dry_run:
         return _plan(session, request)
     repo = session.repo
     before = repo.resolve(ours), repo.resolve(theirs)
     try:
-        with session.out.status(f"merging {theirs} into {ours}"):
+        with session.out.progress(f"merging {theirs} into {ours}") as progress:
             commit = repo.merge(
                 ours,
                 theirs,
@@ -83,6 +127,7 @@ def run(session: Session) -> int:
                 branch=values.branch,
                 metrics=metrics(values.metric),
                 author=session.author,
+                progress=progress,
             )
     except errors.ConflictError as error:
         return _conflict(session, request, error)
@@ -115,16 +160,6 @@ class _Request:
     weights: list[float] | None
 
 
-def _method(values: Any) -> "MergeMethod | None":
-    extra = json_pairs("method_args", values.method_args)
-    if values.method is None:
-        if extra:
-            raise UsageError("--method_args needs --method", hint="say which: --method=ties")
-        return None
-    name, parameters = method_spec.combined(values.method, extra)
-    return merging.from_config(name, parameters)
-
-
 def _rules(values: Any) -> dict[str, str]:
     """{leaf path glob: side}, those of `--rule` before that of `--resolve`."""
     rules = dict(pair("rule", text) for text in values.rule)
@@ -134,15 +169,6 @@ def _rules(values: Any) -> dict[str, str]:
                 f"--rule={glob}={side}: {side!r} is no side", hint=f"one of {', '.join(SIDES)}"
             )
     return {**rules, **({"**": values.resolve} if values.resolve else {})}
-
-
-def _weights(values: Any) -> list[float] | None:
-    if values.weights is None:
-        return None
-    try:
-        return [float(text) for text in values.weights]
-    except ValueError as error:
-        raise UsageError(f"--weights: {error}", hint="write --weights=0.7,0.3") from error
 
 
 def _key(seed: int | None) -> Any:
@@ -201,12 +227,18 @@ def _mergeable(plan: "MergePlan") -> list[str]:
 COMMAND = Command(
     name="merge",
     summary="Merge two lines of development, leaf by leaf",
-    usage="[A] B",
+    usage="[A] B | MODEL…",
     run=run,
-    arguments=(1, 2),
+    arguments=(0, None),
     define=define,
     details="What only one side changed since their common ancestor is taken from it. For leaves "
     "that both changed: first the --rule that matches, then --resolve, then --method. What is "
     "left are conflicts: they are listed, nothing is changed, and the exit code is 1. A (HEAD "
-    "where it is left out) is the branch that moves.",
+    "where it is left out) is the branch that moves.\n\n"
+    "With --whole or --output any number of models are merged whole by --method (average by "
+    "default): revisions, checkpoint files, folders of safetensors in Hugging Face naming, "
+    "directories of Orbax (their latest step), in any mix. Leaves are read, merged and written "
+    "one after the other. --recipe does what a mergekit recipe says, and the folder that it "
+    "writes has configuration, tokenizer and a model card. A merge that was killed is "
+    "continued by the same command.",
 )

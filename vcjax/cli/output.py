@@ -67,6 +67,26 @@ class Output:
         with Console(file=sys.stderr).status(Text(escaped(text))):
             yield
 
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None] | None]:
+        """On a terminal, shows how far the block is and when it will end.
+
+        Yields:
+            What to call with the bytes done so far, and of all; None if nobody looks.
+        """
+        if not _colours(sys.stderr):
+            yield None
+            return
+        from rich.console import Console  # as above
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Remaining()
+        console = Console(file=sys.stderr)
+        with Progress(*columns, console=console, transient=True) as shown:
+            task = shown.add_task(escaped(text), total=None)
+            yield lambda done, total: shown.update(task, completed=done, total=total)
+
     def _writer(self, stream: TextIO) -> Callable[[Line], None]:
         """A function that writes a line to a stream, in colours where that is right."""
         if _colours(stream):

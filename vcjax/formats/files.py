@@ -81,9 +81,9 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         # Only now: safetensors puts a file of its own, of mode 0o600, in the place of ours.
         temporary.chmod(mode & 0o7777)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
     except errors.VcjaxError:
         raise
     except OSError as error:
@@ -93,7 +93,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _sync(path: Path) -> None:
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the refusals of the operating system into `StorageError`s that name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error("write", path, error.errno, error.strerror or str(error)) from error
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

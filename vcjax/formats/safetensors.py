@@ -164,6 +164,22 @@ def _view(
     return (array if array.flags.aligned else array.copy()), offset + array.nbytes
 
 
+def dtype_code(name: str, dtype: np.dtype) -> str:
+    """What the format calls a dtype of whole bytes.
+
+    Raises:
+        FormatError: it has no name for it.
+    """
+    for code, known in _DTYPES.items():
+        if known == dtype != _FLOAT4:
+            return code
+    raise errors.FormatError(
+        f"tensor {name!r} has dtype {dtype.name}, which cannot be written to safetensors in parts",
+        path=name,
+        hint="choose another dtype",
+    )
+
+
 def _packed(name: str, array: np.ndarray) -> np.ndarray:
     """The array as it is stored: float4 in pairs, everything else as it is."""
     if name == "__metadata__":

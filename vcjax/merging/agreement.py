@@ -43,16 +43,25 @@ def select_calculate_erase(select_topk: Any = 1.0, least: float = 1e-6) -> Trans
             mask = variance_mask(values, select_topk)
             values = tuple(jnp.where(mask, x, 0) for x in values)
         energy = jnp.stack([jnp.mean(jnp.square(x)) for x in values])
-        whole = jnp.sum(energy)
-        tiny = whole < least
-        weights = jnp.where(tiny, 1 / len(values), energy / jnp.where(tiny, 1, whole))
-        positive = total(values) >= 0
-        agree = [jnp.where(positive, x > 0, x < 0) | jnp.isnan(x) for x in values]
-        share = [jnp.where(m, w, 0) for m, w in zip(agree, weights, strict=True)]
-        mixed = total(w * x for w, x in zip(share, values, strict=True))
-        return merged(stack, safe_divide(mixed, total(share)))
+        return merged(stack, erase_minority(values, energy_weights(energy, least)))
 
     return Transform(apply)
+
+
+def energy_weights(energy: jax.Array, least: float) -> jax.Array:
+    """SCE's weights: each task vector's share of the energy; equal if that is below `least`."""
+    whole = jnp.sum(energy)
+    tiny = whole < least
+    return jnp.where(tiny, 1 / energy.size, energy / jnp.where(tiny, 1, whole))
+
+
+def erase_minority(values: tuple[jax.Array, ...], weights: jax.Array) -> jax.Array:
+    """The weighted mean, element by element, of the values that have the sign of their sum."""
+    positive = total(values) >= 0
+    agree = [jnp.where(positive, x > 0, x < 0) | jnp.isnan(x) for x in values]
+    share = [jnp.where(m, w, 0) for m, w in zip(agree, weights, strict=True)]
+    mixed = total(w * x for w, x in zip(share, values, strict=True))
+    return safe_divide(mixed, total(share))
 
 
 @recipe

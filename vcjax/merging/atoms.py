@@ -146,7 +146,7 @@ def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Trans
     Source: Yadav et al., 2023 (TIES), §3.1, per leaf as mergekit.
 
     Args:
-        density: fraction that is kept.
+        density: fraction that is kept; a tuple has one for each model.
         tie_rule: "exact" keeps exactly so many, lowest flat index first; ">=" also
             keeps all that equal the smallest kept magnitude (the official code).
         rounding: of the number of elements: "ceil", or "floor" as mergekit.
@@ -158,8 +158,14 @@ def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Trans
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
         if isinstance(density, (int, float)) and density >= 1:
             return stack
-        k = count(density, stack.values[0].size, rounding)
-        return mapped(stack, [keep_where(top_mask(x, k, tie_rule), x) for x in stack.values])
+        size = stack.values[0].size
+        if isinstance(density, tuple):
+            counts = jnp.asarray([count(one, size, rounding) for one in density], jnp.int32)
+            ks = [counts[stack.model + i] for i in range(len(stack.values))]
+        else:
+            ks = [count(density, size, rounding)] * len(stack.values)
+        pairs = zip(stack.values, ks, strict=True)
+        return mapped(stack, [keep_where(top_mask(x, k, tie_rule), x) for x, k in pairs])
 
     return Transform(apply, per_model=True)
 
@@ -184,7 +190,7 @@ def drop(density: Any, rescale: str | None = "density") -> Transform:
     Source: Yu et al., 2024 (DARE), §3.2: :math:`\hat τ = m ⊙ τ / density`.
 
     Args:
-        density: probability of being kept.
+        density: probability of being kept; a tuple has one for each model.
         rescale: "density" divides by it (the paper, unbiased), "l1", "l2" and
             "linf" restore that norm of the leaf (mergekit: "l1"), None leaves it.
     """
@@ -195,9 +201,12 @@ def drop(density: Any, rescale: str | None = "density") -> Transform:
         kept = []
         for i, x in enumerate(stack.values):
             bits = random_bits(stack.seed, stack.model + i, x.shape, stack.row)
-            masked = keep_where(bernoulli(bits, density), x)
+            share: Any = density
+            if isinstance(density, tuple):
+                share = jnp.asarray(density, jnp.float32)[stack.model + i]
+            masked = keep_where(bernoulli(bits, share), x)
             if rescale == "density":
-                masked = masked / jnp.maximum(jnp.asarray(density, x.real.dtype), 1e-12)
+                masked = masked / jnp.maximum(jnp.asarray(share, x.real.dtype), 1e-12)
             elif rescale is not None:
                 masked = rescaled(x, masked, rescale)
             kept.append(masked.astype(x.dtype))

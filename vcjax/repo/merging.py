@@ -1,12 +1,8 @@
 """Merging commits: find the base, plan from manifests, let a method settle the conflicts."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-import jax
-import numpy as np
 
 from vcjax import merging, tree
 from vcjax.errors import ConflictError, MergeError
@@ -20,19 +16,14 @@ from vcjax.history import (
     merge_bases,
 )
 from vcjax.merging import ABSENT, Decision, MergePlan
-from vcjax.merging.inputs import NO_JAX_ARRAYS, check_globs, check_inputs
+from vcjax.merging.inputs import check_complex, check_globs, check_inputs
 from vcjax.objects import ObjectStore
-from vcjax.repo.committing import Change, digest_lookup, stage
-from vcjax.repo.comparing import batches
-from vcjax.repo.restoring import read_leaves
-
-
-@dataclass(frozen=True)
-class _Undecided:
-    """What stands for the base where several bases disagree: equal to nothing."""
-
-    digest: str = ""  # which no stored leaf has
-    spec: Any = None
+from vcjax.repo.committing import Change, digest_lookup
+from vcjax.repo.conflicts import Undecided, advice, chosen_sides, explain, refuse
+from vcjax.repo.jobs import Job
+from vcjax.repo.merging_models import listed, run_into_store, weights_of
+from vcjax.repo.models import stored_leaf
+from vcjax.repo.outputs import StoreOutput, fingerprint
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,8 @@ class MergeRequest:
     author: str
     metadata: dict[str, Any]
     metrics: dict[str, float]
+    progress: Callable[[int, int], None] | None = None
+    stored: list[StoreOutput] = field(default_factory=list)
 
 
 def plan_commits(history: History, ours: Commit, theirs: Commit) -> tuple[MergePlan, list[str]]:
@@ -99,7 +92,7 @@ def merge_commits(request: MergeRequest, history: History, objects: ObjectStore)
                 "inputs": [ours.digest, theirs.digest],
                 "bases": bases,
                 "method": merging.to_config(request.method) if request.method else None,
-                "weights": checked_metadata(_listed(request.weights), "weights"),
+                "weights": checked_metadata(listed(request.weights), "weights"),
                 "decisions": {
                     d.path: taken.get(d.path, d.verdict)
                     for d in plan.decisions
@@ -111,12 +104,6 @@ def merge_commits(request: MergeRequest, history: History, objects: ObjectStore)
         extra_parents=(theirs.digest,),
         reason="merge",
     )
-
-
-def _listed(weights: Any) -> Any:
-    if isinstance(weights, Mapping):
-        return {glob: _listed(numbers) for glob, numbers in weights.items()}
-    return None if weights is None else np.asarray(weights, np.float64).tolist()
 
 
 def as_method(method: Any) -> "merging.MergeMethod | None":
@@ -163,7 +150,7 @@ def base_root(history: History, ours: Commit, theirs: Commit) -> tuple[Any, list
     for other, digest in zip(roots[1:], bases[1:], strict=True):
         below, _ = base_root(history, history.commit(bases[0]), history.commit(digest))
         plan = plan_roots(below, root, other)
-        root = plan.resolved(dict.fromkeys(plan.conflicts, _Undecided()))
+        root = plan.resolved(dict.fromkeys(plan.conflicts, Undecided()))
     return root, bases
 
 
@@ -189,8 +176,8 @@ def from_method(
     if stuck:
         raise ConflictError(
             "these conflicts cannot be settled by a merge method:",
-            paths=[f"{d.path}: {_explain(d)}" for d in stuck],
-            hint=_advice(stuck),
+            paths=[f"{d.path}: {explain(d)}" for d in stuck],
+            hint=advice(stuck),
         )
     lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
     if method.needs_base and lacking:
@@ -198,81 +185,41 @@ def from_method(
             f"{method.name} needs a base, and there is none for {', '.join(lacking)}",
             hint="use a method that needs none, such as average()",
         )
-    # Of a batch, these would be too strict: a rule or weight may be for leaves of another.
     check_inputs(method, len(_SIDES), method.needs_base, request.weights, None, request.key)
     check_globs(method, request.weights, list(conflicts))
-    for path in conflicts:
-        method.for_leaf(path)
-    sides = (*_SIDES, "base") if method.needs_base else _SIDES
-    sizes = {path: sum(getattr(d, s).nbytes for s in sides) for path, d in conflicts.items()}
-    # Without this JAX would cut 64-bit leaves to 32 bits; others are computed as they are.
-    wide = any(tree.itemsize(d.ours.spec.dtype) == 8 for d in conflicts.values())
-    settled: dict[str, LeafEntry] = {}
-    with jax.enable_x64(True) if wide else nullcontext():
-        whole = method.locality == "model"
-        for batch in [list(conflicts)] if whole else batches(sizes, BATCH_BYTES):
-            settled |= _merge_batch({path: conflicts[path] for path in batch}, request, objects)
-    return settled
+    jobs = [_job(path, decision, request, objects) for path, decision in conflicts.items()]
+    what = fingerprint(
+        sides=[request.ours.tree, request.theirs.tree],
+        leaves=[(path, d.ours.digest, d.theirs.digest) for path, d in conflicts.items()],
+        base=[getattr(d.base, "digest", None) for d in conflicts.values()],
+        method=merging.to_config(method),
+        weights=listed(request.weights),
+        key=repr(request.key),
+    )
+    output = run_into_store(jobs, objects, what, request.key, request.progress)
+    request.stored.append(output)
+    return output.finish()
 
-
-BATCH_BYTES = 64 * 1024 * 1024
-"""How many bytes of stored leaves, all sides together, are merged at once; leaves larger
-than this alone. Methods that look at the whole model take all at once.
-
-Merging 268 MB of 64 leaves that all changed peaks at 5.3 times their size in one batch.
-"""
 
 _SIDES = ("ours", "theirs")
 
 
-def _merge_batch(
-    conflicts: Mapping[str, Decision], request: MergeRequest, objects: ObjectStore
-) -> dict[str, LeafEntry]:
-    """Some conflicts merged and stored. A function, so that their data are gone before the next."""
+def _job(path: str, decision: Decision, request: MergeRequest, objects: ObjectStore) -> Job:
+    """A conflict as a job; the result has the spec (home, dtype, Variable type) of our side."""
     assert request.method is not None
-    method, weights = _restricted(request.method, request.weights, list(conflicts))
-    sides = [_read(objects, {p: getattr(d, side) for p, d in conflicts.items()}) for side in _SIDES]
     base = None
     if request.method.needs_base:  # whether this part of it does or not: `keep` takes it
-        base = _read(objects, {path: d.base for path, d in conflicts.items()})
-    merged = merging.merge(sides, method=method, base=base, key=request.key, weights=weights)
-    del sides, base
-    paths = tuple(merged)
-    leaves = tuple(_like(conflicts[path].ours.spec, merged.pop(path)) for path in paths)
-    manifest = stage(tree.Node("dict", paths, leaves), objects)
-    return dict(zip(paths, manifest.root.children, strict=True))
-
-
-def _restricted(
-    method: "merging.MergeMethod", weights: Any, paths: list[str]
-) -> "tuple[merging.MergeMethod, Any]":
-    """The rules of a method, and the weights, that are for any of these leaves."""
-
-    def concerns(glob: str) -> bool:
-        expression = tree.pattern(glob)
-        return any(expression.match(path) for path in paths)
-
-    if method.rules:
-        method = replace(method, rules=tuple(rule for rule in method.rules if concerns(rule[0])))
-    if isinstance(weights, Mapping):
-        weights = {glob: numbers for glob, numbers in weights.items() if concerns(glob)}
-    return method, weights if method.weighted else None
-
-
-def _like(spec: tree.LeafSpec, value: Any) -> tree.Leaf:
-    """A merged leaf with the spec (home, dtype, Variable type) of our side."""
-    return tree.Leaf(spec, np.asarray(value).astype(tree.storage_dtype(spec.dtype), copy=False))
-
-
-def _read(objects: ObjectStore, entries: Mapping[str, LeafEntry]) -> dict[str, Any]:
-    return {path: _widened(leaf.data) for path, leaf in read_leaves(objects, entries)}
-
-
-def _widened(array: Any) -> Any:
-    """An array in float32 or complex64 if it is of a narrow dtype that JAX has no arrays of."""
-    if array.dtype.kind == "W":
-        return array.astype(np.complex64)
-    return array.astype(np.float32) if array.dtype.name in NO_JAX_ARRAYS else array
+        base = stored_leaf(path, decision.base, objects)
+    job = Job(
+        path,
+        decision.ours.spec,
+        tuple(stored_leaf(path, getattr(decision, side), objects) for side in _SIDES),
+        base,
+        request.method.for_leaf(path),
+        weights_of(request.weights, path, len(_SIDES)),
+    )
+    check_complex(job.method, path, [leaf.data for leaf in job.leaves])
+    return job
 
 
 def _takes_first(decision: Decision) -> bool:
@@ -285,90 +232,3 @@ def _takes_first(decision: Decision) -> bool:
         return False
     spec = decision.ours.spec
     return spec.is_value or not tree.is_inexact(spec.dtype)
-
-
-def _explain(decision: Decision) -> str:
-    sides = {"ours": decision.ours, "theirs": decision.theirs}
-    words = []
-    for side, node in sides.items():
-        if node is ABSENT:
-            words.append(f"deleted in {side}")
-        elif isinstance(node, tree.Node):
-            words.append(f"{node.kind} in {side}")
-        else:
-            words.append(f"{node.spec} in {side}")
-    return ", ".join(words)
-
-
-def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> dict[str, Any]:
-    """The conflicts that are settled by taking one side.
-
-    Args:
-        resolve: a side ("ours", "theirs", "base") for all conflicts, or
-            {path glob: side}.
-
-    Raises:
-        MergeError: an unknown side.
-    """
-    rules = {"**": resolve} if isinstance(resolve, str) else dict(resolve or {})
-    for side in rules.values():
-        if side not in ("ours", "theirs", "base"):
-            raise MergeError(
-                f"{side!r} is no side of a merge", hint="use 'ours', 'theirs' or 'base'"
-            )
-    chosen = {}
-    for path, decision in plan.conflicts.items():
-        for glob, side in rules.items():
-            if tree.pattern(glob).match(path):
-                chosen[path] = getattr(decision, side)
-                break
-    undecided = [path for path, node in chosen.items() if _is_undecided(node)]
-    if isinstance(plan.root, Decision) and chosen.get(plan.root.path, plan.root) is ABSENT:
-        undecided.append("the whole tree")
-    if undecided:
-        raise MergeError(
-            f"there is no base to take for {', '.join(undecided)}",
-            hint="take 'ours' or 'theirs': the histories have no common ancestor, "
-            "or several that disagree",
-        )
-    return chosen
-
-
-def _is_undecided(node: Any) -> bool:
-    """Whether the bases disagree on a node, or on something below it."""
-    if isinstance(node, tree.Node):
-        return any(_is_undecided(child) for child in node.children)
-    return isinstance(node, _Undecided)
-
-
-def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raises if conflicts are left that nobody has settled.
-
-    Raises:
-        ConflictError: naming them.
-    """
-    left = [d for path, d in plan.conflicts.items() if path not in settled]
-    if left:
-        raise ConflictError(
-            f"{' and '.join(names)} changed {len(left)} {'leaf' if len(left) == 1 else 'leaves'} "
-            "differently:",
-            paths=[f"{d.path}: {_explain(d)}" for d in left],
-            hint=_advice(left),
-        )
-
-
-def _advice(left: Sequence[Decision]) -> str:
-    """How conflicts can be settled: numbers by a method, all others by taking one side."""
-    verdicts = {decision.verdict for decision in left}
-    advice = []
-    if "conflict" in verdicts:
-        advice.append(
-            "merge their numbers with method=vcjax.merging.average() (CLI: --method=average), "
-            "or take one side with resolve='ours' or 'theirs' (CLI: --resolve=ours)"
-        )
-    if "structure" in verdicts:
-        those = " of those that no method can merge" if "conflict" in verdicts else ""
-        advice.append(
-            f"take one side{those} with resolve={{path: 'ours'}} (CLI: --rule='PATH=ours')"
-        )
-    return "; ".join(advice)

@@ -1,11 +1,12 @@
 """Reading a repository: revisions, manifests, restore, log and diff."""
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vcjax import history
-from vcjax.errors import PrunedError
+from vcjax.errors import PrunedError, RevisionError
 from vcjax.history import (
     BlamedLeaf,
     Commit,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vcjax.diffing import Similarity, TreeDiff
     from vcjax.merging import MergePlan
     from vcjax.objects import ObjectStore
+    from vcjax.repo.models import Model
     from vcjax.repo.tracing import Trajectory
 
 
@@ -281,6 +283,24 @@ class Reader:
         from vcjax.repo.merging import plan_commits
 
         return plan_commits(self.history, self.resolve(ours), self.resolve(theirs))[0]
+
+    def model(self, source: "Model | str | os.PathLike[str] | Commit") -> "Model":
+        """What a merge takes in, from a revision or else the path of a file or folder.
+
+        Raises:
+            RevisionError: it is neither.
+        """
+        from vcjax.repo import models
+
+        if isinstance(source, models.Model):
+            return source
+        try:
+            commit = self.resolve(source if isinstance(source, Commit) else str(source))
+        except RevisionError:
+            if isinstance(source, Commit) or not os.path.exists(source):
+                raise
+            return models.of_file(source)
+        return models.of_commit(commit, self.manifest(commit), self.objects, str(source))
 
     @property
     def branches(self) -> dict[str, str]:

@@ -1,33 +1,32 @@
 """`Repository`: the one object that holds the state of a store with refs."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vcjax import history, objects
-from vcjax.errors import ConflictError, RefError, RepositoryExistsError
+from vcjax import objects
+from vcjax.errors import RefError, RepositoryExistsError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
-from vcjax.repo.committing import Base, default_author
+from vcjax.repo.merger import Merger
 from vcjax.repo.settings import Settings
-from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
-    from vcjax.merging import MergeMethod
     from vcjax.objects import FsckReport, GcPlan, Pruner, PruneReport
 
 DEFAULT_BRANCH = "main"
 
 
-class Repository(Writer):
+class Repository(Merger):
     """Version control for PyTrees at a URL.
 
     Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
 
-    Reading is in `Reader`, committing in `Writer`; both are part of this class.
+    Reading is in `Reader`, committing in `Writer`, merging in `Merger`; all are part of this
+    class.
     """
 
     # -- opening ---------------------------------------------------------------
@@ -98,100 +97,6 @@ class Repository(Writer):
             RepositoryNotFoundError: there is none.
         """
         return cls.open(settings_.find(start))
-
-    # -- merging ---------------------------------------------------------------
-
-    def merge(
-        self,
-        ours: str | Commit,
-        theirs: str | Commit | None = None,
-        *,
-        method: "MergeMethod | str | Mapping[str, Any] | None" = None,
-        resolve: Mapping[str, str] | str | None = None,
-        message: str | None = None,
-        branch: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        author: str | None = None,
-        weights: Any = None,
-        key: Any = None,
-    ) -> Commit:
-        """Three-way merge: what one side changed is taken, what both changed is settled.
-
-        Args:
-            ours: a revision. If it is a branch, that branch moves to the result.
-            theirs: another revision. With only one given, it is merged into `HEAD`.
-            method: a merge method (`vcjax.merging`) for the leaves that both changed:
-                `average()`, its name, or its {"name": …, "parameters": …}.
-            resolve: a side ("ours", "theirs", "base") for all conflicts, or
-                {leaf path glob: side}; goes before `method`.
-            message: of the commit.
-            branch: the branch that moves, if not `ours`. It must be at `ours`.
-            metadata: JSON types. metrics: {name: number}. author: as for `commit`.
-            weights: one number per side, for the method. key: for random methods.
-
-        Returns:
-            The merge commit; `theirs` itself if it merely continues `ours`, and
-            `ours` if it contains `theirs` already. Its provenance records the
-            method, its parameters, the inputs and every decision.
-
-        Raises:
-            ConflictError: conflicts are left that nothing settles; names every path.
-            RefError: `ours` is no branch and none is given.
-            MergeError: `method` is no merge method, or cannot be applied.
-        """
-        from vcjax.repo.merging import MergeRequest, as_method, merge_commits
-
-        method = as_method(method)
-        if theirs is None:
-            ours, theirs = "HEAD", ours
-        name = self._merge_target(ours, branch)
-        self._settle(name)
-        request = MergeRequest(
-            ours=self.resolve(ours),
-            theirs=self.resolve(theirs),
-            names=(_label(ours), _label(theirs)),
-            method=method,
-            resolve=resolve,
-            weights=weights,
-            key=key,
-            message=message,
-            author=author or default_author(),
-            metadata=history.checked_metadata(dict(metadata or {})),
-            metrics=history.checked_metrics(metrics),
-        )
-        outcome = merge_commits(request, self.history, self.objects)
-        if isinstance(outcome, Commit):
-            if outcome.digest != request.ours.digest:
-                self._fast_forward(name, request.ours, outcome)
-            return outcome
-        base = Base(request.ours.digest, self.history.manifest_of(request.ours))
-        return self._publish(name, outcome, base)
-
-    def _merge_target(self, ours: str | Commit, branch: str | None) -> str | None:
-        """Full name of the branch that a merge moves; None for a detached `HEAD`."""
-        if branch is not None:
-            return self.refs.require(HEADS + check_name(branch)).name
-        if isinstance(ours, str):
-            if ours in ("HEAD", "@"):
-                return None if self.head.branch is None else HEADS + self.head.branch
-            name = self.resolver.ref_name(ours)
-            if name is not None and name.startswith(HEADS):
-                return name
-        raise RefError(
-            f"{_label(ours)} is no branch, so nothing would point to the result",
-            hint="say which branch moves with branch= (--branch), or make one at it first",
-        )
-
-    def _fast_forward(self, name: str | None, ours: Commit, theirs: Commit) -> None:
-        name = name or HEAD
-        ref = self.refs.get(name)
-        reason = f"merge: fast-forward to {theirs.digest[:8]}"
-        known = ref is not None and ref.commit == ours.digest
-        if not known or not self.refs.set(name, theirs.digest, reason, ref):
-            short = name.removeprefix(HEADS)
-            raise ConflictError(f"{short!r} has moved meanwhile", hint="merge again")
-        self._bases.pop(name, None)
 
     # -- refs ------------------------------------------------------------------
 
@@ -331,7 +236,3 @@ class Repository(Writer):
     @cached_property
     def _pruner(self) -> "Pruner":
         return objects.Pruner(self.refs, self.history, self.prunings, self.objects)
-
-
-def _label(revision: str | Commit) -> str:
-    return revision if isinstance(revision, str) else revision.digest[:8]

@@ -24,6 +24,8 @@ class LazyArray:
         shape: of the array.
         dtype: of the array.
         read: gives the array, in host memory; nobody else may write to it.
+        read_part: where parts can be read alone, (start, stop) -> those elements, in
+            C order, as a flat array that nobody else may write to.
 
     Example:
         >>> lazy = LazyArray((3,), np.dtype("float32"), lambda: np.ones(3, np.float32))
@@ -34,6 +36,7 @@ class LazyArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    read_part: Callable[[int, int], np.ndarray] | None = None
 
     @property
     def nbytes(self) -> int:
