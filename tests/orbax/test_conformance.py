@@ -144,6 +144,23 @@ def test_read_only_saves_and_deletes_nothing(ocp, tmp_path):
         np.testing.assert_array_equal(made.restore(1)["w"], [1, 1, 1])
 
 
+def test_a_read_only_manager_may_come_before_the_first_step(ocp, tmp_path):
+    """As in a program that evaluates what another one is about to train."""
+    with manager(ocp, tmp_path / "run", read_only=True, metadata={"of": "reader"}) as reader:
+        assert reader.all_steps() == []
+        assert reader.latest_step() is None
+        assert reader.metadata().custom_metadata == {"of": "reader"}
+        with pytest.raises(FileNotFoundError):
+            reader.restore(None)
+        with manager(ocp, tmp_path / "run") as made:
+            assert made.metadata().custom_metadata == {}
+            save(ocp, made, 4)
+        reader.reload()
+        assert reader.all_steps() == [4]
+        assert not save(ocp, reader, 5)
+        np.testing.assert_array_equal(reader.restore(4)["w"], [4, 4, 4])
+
+
 def test_an_empty_folder_does_without_create(ocp, tmp_path):
     with manager(ocp, tmp_path, create=False) as made:
         assert save(ocp, made, 1)
@@ -202,6 +219,18 @@ def test_another_manager_sees_steps_after_reload(ocp, tmp_path):
         assert reader.all_steps() == [2]
 
 
+def test_a_step_of_another_manager_can_be_asked_for_before_it_is_listed(ocp, tmp_path):
+    with manager(ocp, tmp_path) as reader, manager(ocp, tmp_path) as writer:
+        save(ocp, writer, 0)
+        save(ocp, writer, 1, custom_metadata={"tokens": 5})
+        np.testing.assert_array_equal(reader.restore(0)["w"], [0, 0, 0])
+        assert reader.metadata(1).custom_metadata == {"tokens": 5}
+        assert list(reader.item_metadata(1).keys()) == ["w"]
+        assert reader.all_steps() == []
+        with pytest.raises(FileNotFoundError):
+            reader.restore(2)
+
+
 def test_delete(ocp, tmp_path):
     with manager(ocp, tmp_path) as made:
         for step in range(3):
@@ -250,6 +279,37 @@ def test_steps_without_metrics_stay(ocp, tmp_path):
         assert made.all_steps() == [0, 3]
         assert made.metrics(0) is None
         assert made.best_step() == 3
+
+
+def test_without_metrics_nothing_is_best(ocp, tmp_path):
+    with manager(ocp, tmp_path, best_fn=lambda m: m["acc"]) as made:
+        save(ocp, made, 0)
+        assert made.best_step() is None
+        assert made.latest_step() == 0
+        save(ocp, made, 1, metrics={"acc": 0.5})
+        assert made.best_step() == 1
+
+
+def test_metadata_of_the_run_are_there_before_the_first_step(ocp, tmp_path):
+    with manager(ocp, tmp_path, metadata={"model": "tiny"}) as first:
+        with manager(ocp, tmp_path) as second:
+            assert second.metadata().custom_metadata == {"model": "tiny"}
+        with manager(ocp, tmp_path, metadata={"model": "another"}) as third:
+            assert third.metadata().custom_metadata == {"model": "tiny"}
+            save(ocp, third, 0)
+        assert first.metadata().custom_metadata == {"model": "tiny"}
+    with manager(ocp, tmp_path / "b", metadata={"a": 1}, save_root_metadata=False) as made:
+        save(ocp, made, 0)
+        assert made.metadata().custom_metadata == {}
+    with manager(ocp, tmp_path / "b", metadata={"a": 2}) as made:
+        assert made.metadata().custom_metadata == {"a": 2}
+
+
+def test_metadata_of_a_step_are_a_dict(ocp, tmp_path):
+    with manager(ocp, tmp_path) as made:
+        with pytest.raises(ValueError, match="dict"):
+            save(ocp, made, 0, custom_metadata=["a"])
+        assert made.all_steps() == []
 
 
 def test_metadata_of_the_run_and_of_steps(ocp, tmp_path):

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from vcjax import tree
 from vcjax.formats.files import storage_error
 from vcjax.orbax.exporting import ExportedItem, ExportPlan
-from vcjax.orbax.saved_steps import DEFAULT_ITEM
+from vcjax.orbax.records import DEFAULT_ITEM
 from vcjax.repo import Repository
 from vcjax.repo.restoring import read_leaves
 from vcjax.tree import Leaf, LeafSpec, Node
@@ -53,21 +53,21 @@ def run_export(repo: Repository, plan: ExportPlan) -> None:
 
 
 def _write_tree(folder: Path, plan: ExportPlan, item: Any) -> None:
-    custom = plan.items[DEFAULT_ITEM].custom_metadata
+    custom = plan.items[DEFAULT_ITEM].record.custom_metadata
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeSave(item, custom_metadata=custom)
-        checkpointer.save(folder, args=args, custom_metadata=_noted(plan, "custom_metadata"))
+        checkpointer.save(folder, args=args, custom_metadata=_given(plan.record.custom_metadata))
 
 
 def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, Any]) -> Path:
-    given = _noted(plan, "metrics")
+    given = plan.record.metrics
     metrics = given if isinstance(given, dict) else dict(plan.commit.metrics)
     registry = ocp.DefaultCheckpointHandlerRegistry()
     args = {}
     for name, item in plan.items.items():
         args[name] = _save_args(item, items[name])
-        if item.kind == "files":
-            registry.add(name, FilesSave, _files_handler(item.handler))
+        if item.record.kind == "files":
+            registry.add(name, FilesSave, _files_handler(item.record.handler))
     options = ocp.CheckpointManagerOptions(
         enable_async_checkpointing=False,
         create=True,
@@ -75,13 +75,16 @@ def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, Any]) -> Pat
     )
     step = plan.commit.step or 0
     with ocp.CheckpointManager(
-        folder, options=options, handler_registry=registry, metadata=_noted(plan, "root_metadata")
+        folder,
+        options=options,
+        handler_registry=registry,
+        metadata=_given(plan.record.root_metadata),
     ) as manager:
         manager.save(
             step,
             args=args[DEFAULT_ITEM] if plan.is_single else ocp.args.Composite(**args),
             metrics=metrics or None,
-            custom_metadata=_noted(plan, "custom_metadata"),
+            custom_metadata=_given(plan.record.custom_metadata),
         )
     return folder / str(step)
 
@@ -92,29 +95,28 @@ def _place_root_metadata(made: Path, directory: Path, plan: ExportPlan) -> None:
         made.rename(directory / made.name)
 
 
-def _noted(plan: ExportPlan, key: str) -> Any:
-    """What the commit keeps of Orbax's under a key; None without."""
-    fields = plan.commit.metadata.get("orbax")
-    return fields.get(key) if isinstance(fields, dict) else None
+def _given(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None, for Orbax to write nothing, where nothing was given."""
+    return dict(metadata) or None
 
 
 # -- items -------------------------------------------------------------------------
 
 
 def _save_args(item: ExportedItem, value: Any) -> Any:
-    match item.kind:
+    match item.record.kind:
         case "files":
             return FilesSave(value)
         case "json":
             return ocp.args.JsonSave(value)
-    match item.handler.rpartition(".")[2]:
+    match item.record.handler.rpartition(".")[2]:
         case "JaxRandomKeyCheckpointHandler":
             return ocp.args.JaxRandomKeySave(value)
         case "NumpyRandomKeyCheckpointHandler":
             return ocp.args.NumpyRandomKeySave(value)
     if not isinstance(item.root, Node):
         return ocp.args.ArraySave(value)
-    return ocp.args.PyTreeSave(value, custom_metadata=item.custom_metadata)
+    return ocp.args.PyTreeSave(value, custom_metadata=item.record.custom_metadata)
 
 
 def _restored(repo: Repository, item: ExportedItem) -> Any:

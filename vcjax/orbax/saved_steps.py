@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vcjax.errors import FormatError
-
-DEFAULT_ITEM = "default"
-"""The item of a manager that saves one tree."""
+from vcjax.orbax.records import DEFAULT_ITEM
 
 V1_ITEMS = ("state", "pytree")
 """What `save_pytree` of the v1 API calls its one tree, now and in earlier versions."""
