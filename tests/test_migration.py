@@ -19,9 +19,11 @@ import orbax.checkpoint.experimental.v1 as ocp_v1
 import pytest
 from absl import logging
 from etils import epath
+from google.protobuf import struct_pb2
 from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadataOptions
 
 import vcjax
+import vcjax.orbax
 from vcjax.cli import main
 from vcjax.errors import FormatError, StepExistsError, TreeError
 from vcjax.orbax.export_writing import run_export
@@ -127,6 +129,37 @@ def test_the_files_of_the_v1_api(repo, tmp_path):
     assert_same(ocp_v1.load_pytree(tmp_path / "back"), {"only": jnp.ones(3)})
 
 
+def test_json_and_protos_of_the_v1_api(repo, tmp_path):
+    """`data.json` and `proto.pbtxt`; back in Orbax, also of the older API."""
+    proto = struct_pb2.Struct()
+    proto.update({"name": "vcjax"})
+    context = ocp_v1.Context()
+    context.checkpointables.registry = ocp_v1.handlers.local_registry()
+    context.checkpointables.registry.add(ocp_v1.handlers.JsonHandler, checkpointable_name="config")
+    items = {"config": {"n": 1, "none": None}, "state": {"w": jnp.ones(2)}, "proto": proto}
+    asked = dict.fromkeys(("config", "state")) | {"proto": struct_pb2.Struct}
+    with context, ocp_v1.training.Checkpointer(tmp_path / "v1") as checkpointer:
+        checkpointer.save_checkpointables(4, items)
+    assert (tmp_path / "v1" / "4" / "config" / "data.json").exists()
+    [commit] = import_all(repo, tmp_path / "v1")
+    kinds = {name: item["kind"] for name, item in commit.metadata["orbax"]["items"].items()}
+    assert kinds == {"config": "json", "state": "tree", "proto": "files"}
+    assert repo.restore()["config"] == items["config"]
+
+    export(repo, "step:4", tmp_path / "back", manager=True)
+    ask = ocp.args.Composite(
+        config=ocp.args.JsonRestore(),
+        state=ocp.args.StandardRestore(),
+        proto=ocp.args.ProtoRestore(struct_pb2.Struct),
+    )
+    with ocp.CheckpointManager(tmp_path / "back", options=options()) as manager:
+        assert_same(dict(manager.restore(4, args=ask).items()), items)
+    with context, ocp_v1.training.Checkpointer(tmp_path / "back") as checkpointer:
+        assert_same(dict(checkpointer.load_checkpointables(4, asked)), items)
+    with vcjax.CheckpointManager(repo.url) as manager:
+        assert_same(dict(manager.restore(4, args=ask).items()), items)
+
+
 def test_rich_types_keep_tuples_and_namedtuples(repo, tmp_path):
     rich = ocp.PyTreeCheckpointHandler(
         pytree_metadata_options=PyTreeMetadataOptions(support_rich_types=True)
@@ -136,6 +169,19 @@ def test_rich_types_keep_tuples_and_namedtuples(repo, tmp_path):
         checkpointer.save(tmp_path / "rich", args=ocp.args.PyTreeSave(given))
     import_all(repo, tmp_path / "rich")
     assert_same(repo.restore(), given)
+    for manager, name in ((False, "one"), (True, "many")):
+        named = repo.commit(given | {"to": name}, metadata={"step": 3})
+        target = export(repo, named, tmp_path / name, manager=manager)
+        assert (
+            import_all(vcjax.Repository.init(tmp_path / f"of {name}"), target)[0].tree == named.tree
+        )
+    repo.commit({"pair": given["pair"]})
+    export(repo, "HEAD", tmp_path / "plain")
+    with ocp.StandardCheckpointer() as checkpointer:  # which has no rich types
+        nested = {"mu": jnp.ones(2), "nu": [1, [2.5]]}
+        assert_same(checkpointer.restore(tmp_path / "plain")["pair"], nested)
+        target = {"pair": Pair(jax.ShapeDtypeStruct((2,), jnp.float32), (0, [0.0]))}
+        assert_same(checkpointer.restore(tmp_path / "plain", target), {"pair": given["pair"]})
 
 
 def test_a_tree_described_by_msgpack_as_orbax_had_it_at_first(repo, tmp_path):
@@ -468,6 +514,36 @@ def test_orbax_restores_an_exported_tree(repo, tmp_path):
         target["params"]["b.c"] = jax.ShapeDtypeStruct((3,), jnp.float32)
         cast = standard.restore(tmp_path / "small", target)
     assert cast["params"]["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["json", "proto"])
+def test_a_single_item_that_is_no_tree_there_and_back(tmp_path, kind):
+    """By our manager's repository to Orbax, as a checkpoint and as a step, and in again."""
+    proto = struct_pb2.Struct()
+    proto.update({"name": "vcjax"})
+    if kind == "json":
+        given, handler = {"layers": [1, None]}, ocp.JsonCheckpointHandler
+        save, ask = ocp.args.JsonSave(given), ocp.args.JsonRestore()
+    else:
+        given, handler = proto, ocp.ProtoCheckpointHandler
+        save, ask = ocp.args.ProtoSave(given), ocp.args.ProtoRestore(struct_pb2.Struct)
+    with vcjax.CheckpointManager(tmp_path / "ours") as manager:
+        manager.save(7, args=save)
+        manager.wait_until_finished()
+        export(manager.repo, "step:7", tmp_path / "one")
+        export(manager.repo, "step:7", tmp_path / "many", manager=True)
+        tree = manager.repo.resolve("HEAD").tree
+    with ocp.Checkpointer(handler("proto.pbtxt") if kind == "proto" else handler()) as checkpointer:
+        assert checkpointer.restore(tmp_path / "one", args=ask) == given
+    with ocp.CheckpointManager(tmp_path / "many", options=options()) as manager:
+        assert manager.restore(7, args=ask) == given
+    for name in ("one", "many"):
+        again = vcjax.Repository.init(tmp_path / f"of {name}")
+        [commit] = import_all(again, tmp_path / name)
+        assert commit.tree == tree
+        with vcjax.orbax.CheckpointManager(again.url) as manager:
+            if name == "many":
+                assert manager.restore(7, args=ask) == given
 
 
 def test_a_step_is_exported_with_what_belongs_to_it(run, repo, tmp_path):

@@ -87,7 +87,8 @@ class KnownSteps:
         dropped = [step for step, commit in commits.items() if commit.digest in pruned]
         kept = [commit for commit in commits.values() if commit.digest not in pruned]
         told = {"tip": tip, "dropped": dropped, "scores": self._scores(kept)}
-        root = run_metadata.stored(self.repo.store, tip and self.repo.history.commit(tip))
+        latest = self.repo.history.commit(tip) if tip is not None else None
+        root = run_metadata.stored(self.repo.store, latest)
         if root is None and given is not None:
             root = run_metadata.keep(self.repo.store, given)
         return told | {"root": json.dumps(root), "is_there": self._is_there}

@@ -186,7 +186,7 @@ def read_step(folder: Path, number: int | None) -> SavedStep:
     """
     noted = _read_json(folder / STEP_METADATA)
     handlers = noted.get("item_handlers")
-    if _is_tree(folder):
+    if _is_tree(folder) or isinstance(handlers, str):
         handler = handlers if isinstance(handlers, str) else ""
         items = (SavedItem(DEFAULT_ITEM, _kind(folder, handler), folder, handler),)
     else:
