@@ -1,6 +1,7 @@
 """Behaviours that callers rely on: each case runs on Orbax's manager and on ours."""
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,20 @@ def test_background_saves_follow_one_another(ocp, tmp_path):
         assert made.all_steps() == [2, 3]
     with manager(ocp, tmp_path) as made:
         assert made.all_steps() == [2, 3]
+
+
+def test_any_thread_may_wait(ocp, tmp_path):
+    with (
+        manager(ocp, tmp_path, enable_async_checkpointing=True) as made,
+        ThreadPoolExecutor(8) as executor,
+    ):
+        for step in range(3):
+            assert save(ocp, made, step)
+            waiters = [executor.submit(made.wait_until_finished) for _ in range(8)]
+            made.wait_until_finished()
+            for waiter in waiters:
+                waiter.result(10)
+            assert list(made.all_steps()) == list(range(step + 1))
 
 
 def test_a_callback_after_each_background_save(ocp, tmp_path):
