@@ -189,14 +189,18 @@ class KnownSteps:
             self.dropped.pop(commit.step, None)
 
     def beside(self, number: int) -> Step | None:
-        """A step that is on the branch by now though not known here; forgotten again at once."""
+        """A step that is on the branch by now though not known here; forgotten again at once.
+
+        Raises:
+            PrunedError: a policy has let its data go already.
+        """
         tip = self._read_tip()
         if tip is None or tip == self._tip:
             return None
-        pruned = self.repo.prunings.all()
         for commit in self.repo.log(tip, first_parent=True):
             if commit.step == number:
-                return None if commit.digest in pruned else self._step_of(commit)
+                self.repo.require_data(commit)
+                return self._step_of(commit)
         return None
 
     def _read_tip(self) -> str | None:
