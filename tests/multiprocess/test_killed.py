@@ -11,6 +11,9 @@ DEVICES = {2: 2, 4: 1}
 TIMEOUT = 2.0
 """How long a process may be silent, seconds."""
 
+NAMES = ["rows", "columns", "pack", "inline", "step", "host", "rate"]
+"""Leaves with several chunks, in parts of several processes, and small ones."""
+
 MARGIN = 8.0
 """What may be added to that on a busy machine, seconds."""
 
@@ -35,9 +38,9 @@ def check_intact(url, kept, group):
     report = repo.fsck()
     assert report.ok, report.problems
     shape = SHAPES[group.count]
-    for each in group.call("restore", url=url, shape=shape, seed=0):
+    for each in group.call("restore", url=url, shape=shape, seed=0, names=NAMES):
         assert each["wrong"] == []
-    group.call("commit", url=url, shape=shape, seed=1)
+    group.call("commit", url=url, shape=shape, seed=1, names=NAMES)
     repo.gc(force=True)
     report = repo.fsck()  # reads and digests everything
     assert report.ok, report.problems
@@ -58,7 +61,7 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
     url = str(tmp_path / "repo")
     doomed = start(count, DEVICES[count])
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
     doomed.start(
         "kill",
         url=url,
@@ -66,6 +69,7 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
         victim=victim,
         where=where,
         timeout=TIMEOUT,
+        names=NAMES,
         background=background,
     )
     answers = doomed.answers()
@@ -89,9 +93,10 @@ def test_process_0_is_killed(start, survivors, tmp_path, count, where):
     url = str(tmp_path / "repo")
     doomed = start(count, DEVICES[count])
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
     started = time.monotonic()
-    doomed.start("kill", url=url, shape=SHAPES[count], victim=0, where=where, timeout=TIMEOUT)
+    save = {"url": url, "shape": SHAPES[count], "names": NAMES}
+    doomed.start("kill", victim=0, where=where, timeout=TIMEOUT, **save)
     first, *others = doomed.answers()
     assert time.monotonic() - started < TIMEOUT + MARGIN
     assert first is None
