@@ -10,6 +10,7 @@ Stands for `orbax.checkpoint.checkpointers`, with ours in the place of its class
 
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -217,7 +218,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
 class AsyncCheckpointer(Checkpointer):
     """A `Checkpointer` whose `save` returns when the arrays may be donated and written to."""
 
-    _pending: tuple[Repository, Future[Commit]] | None = None
+    _pending: tuple[Repository, Future[Commit], int] | None = None
 
     def save(
         self,
@@ -231,7 +232,7 @@ class AsyncCheckpointer(Checkpointer):
         self.wait_until_finished()
         repo, made = self._commit(directory, args, kwargs, force, custom_metadata, True)
         assert isinstance(made, Future)
-        self._pending = repo, made
+        self._pending = repo, made, threading.get_ident()
 
     def restore(self, directory: AnyPath, *args: Any, **kwargs: Any) -> Any:
         """As `Checkpointer.restore`, after what is being saved."""
@@ -247,11 +248,21 @@ class AsyncCheckpointer(Checkpointer):
         """Waits for what is being saved.
 
         Raises:
-            Exception: what went wrong with it, once.
+            Exception: what went wrong with it, once; in threads that merely wait, every time.
         """
-        if self._pending is not None:
-            (repo, _), self._pending = self._pending, None
-            repo.wait_until_finished()
+        pending = self._pending
+        if pending is None:
+            return
+        repo, made, saver = pending
+        error = made.exception()
+        if error is not None and threading.get_ident() not in (
+            saver,
+            threading.main_thread().ident,
+        ):
+            raise error
+        if self._pending is pending:
+            self._pending = None
+        repo.wait_until_finished()
 
     def check_for_errors(self) -> None:
         """Raises what went wrong with a save that is over, once; waits for nothing."""
