@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,18 @@ def test_a_commit_waits_for_the_one_before(held_store):
     second = repo.commit({"w": np.zeros(3)}, "second")
     assert first.done()
     assert second.parents == (first.result().digest,)
+
+
+def test_threads_that_wait_together_all_wait(held_store):
+    repo, release = held_store
+    commit = repo.commit_async({"w": np.ones(3)}, "first")
+    with ThreadPoolExecutor(3) as executor:
+        waiters = [executor.submit(repo.wait_until_finished) for _ in range(3)]
+        assert not wait(waiters, timeout=0.2).done
+        assert repo.is_committing
+        release.set()
+        assert [waiter.result(30) for waiter in waiters] == [None] * 3
+    assert commit.done()
 
 
 def test_errors_surface_once_at_the_next_call(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ class OnMyOwn(policies.SaveDecisionPolicy):
 # What tests call -----------------------------------------------------------------
 
 
-def manage(url, best=None, own_policy=False, local=False, timeout=20.0, **options):
+def manage(url, best=None, own_policy=False, local=False, timeout=20.0, metadata=None, **options):
     if best:
         options |= {"best_fn": lambda metrics: metrics[best], "best_mode": "min"}
     if own_policy:
@@ -88,8 +88,14 @@ def manage(url, best=None, own_policy=False, local=False, timeout=20.0, **option
         processes = ocp.options.MultiprocessingOptions(primary_host=None)
         options["multiprocessing_options"] = processes
     made = ocp.CheckpointManagerOptions(process_timeout_s=timeout, **options)
-    managers[url] = ocp.CheckpointManager(url, options=made)
+    if metadata is not None:
+        metadata = {"of": f"{metadata} {jax.process_index()}"}
+    managers[url] = ocp.CheckpointManager(url, options=made, metadata=metadata)
     return known(url)
+
+
+def run_metadata(url):
+    return managers[url].metadata().custom_metadata
 
 
 def known(url, local=False):
@@ -190,11 +196,12 @@ def delete(url, step):
     return known(url)
 
 
-def wrong_args(url, process):
+def wrong_args(url, process, step=100, force=True):
     """One process gives arguments of the wrong kind."""
     mine = jax.process_index() == process
     item = ocp.args.StandardSave({"a": 1})
-    managers[url].save(100, args=item if mine else ocp.args.Composite(state=item), force=True)
+    args = item if mine else ocp.args.Composite(state=item)
+    return managers[url].save(step, args=args, force=force)
 
 
 def wrong_item(url, process):
@@ -233,17 +240,18 @@ def many_refused(url, shape, steps, wait):
 
         vcjax.history.History.write = slowly
     answers = [manager.save(0, args=ocp.args.Composite(**items(shape, 0)))]
-    answers += [manager.save(step, args=ocp.args.Composite()) for step in steps]
+    small = ocp.args.Composite(config=ocp.args.JsonSave({}))
+    answers += [manager.save(step, args=small) for step in steps]
     busy = manager.is_saving_in_progress()
     manager.wait_until_finished()
     return [answers, busy, manager.all_steps()]
 
 
-def kill_manager(url, shape, victim, step):
+def kill_manager(url, shape, victim, step, where="write"):
     """Saves in the background; the victim is killed in the middle of that."""
     manager = managers[url]
     if jax.process_index() == victim:
-        worker._kill_at("write")
+        worker._kill_at(where)
     started = time.monotonic()
     try:
         manager.save(step, args=ocp.args.Composite(**items(shape, step)))
@@ -276,3 +284,53 @@ def hit_by_a_full_disk(url, shape, process, step):
     again = manager.save(step, args=args)
     manager.wait_until_finished()
     return [first, again, manager.all_steps()]
+
+
+# Checkpointers ---------------------------------------------------------------------
+
+MAKE = {
+    "standard": ocp.StandardCheckpointer,
+    "pytree": ocp.PyTreeCheckpointer,
+    "async": lambda: ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler()),
+    "composite": lambda: ocp.Checkpointer(ocp.CompositeCheckpointHandler()),
+}
+
+
+def checkpoint(url, shape, kind, step, force=False):
+    """Saves to a path, restores onto shardings; what is wrong, and the other item."""
+    made, like = MAKE[kind](), abstract(shape)
+    args = {"standard": ocp.args.StandardRestore(like)}
+    if kind == "composite":
+        mine = ocp.args.Composite(**{name: items(shape, step)[name] for name in ("state", "data")})
+    elif kind == "standard":
+        mine = ocp.args.StandardSave(state(shape, step))
+    else:
+        mine = ocp.args.PyTreeSave(state(shape, step))
+    made.save(url, args=mine, force=force)
+    if kind in ("standard", "async"):
+        made.wait_until_finished()
+    if kind == "composite":
+        target = ocp.args.Composite(state=args["standard"], data=EachItsOwnRestore())
+        whole = made.restore(url, args=target)
+        found, data = whole["state"], whole["data"]
+    else:
+        found, data = made.restore(url, args=args["standard"]), None
+    expected, wrong = content(step), []
+    for name, place in places(shape).items():
+        array = found["params"][name]
+        same = all(
+            np.asarray(shard.data).tobytes() == expected["params"][name][shard.index].tobytes()
+            for shard in array.addressable_shards
+        )
+        if not same or array.sharding != place:
+            wrong.append(name)
+    made.close()
+    return [wrong, found["step"], data]
+
+
+def checkpoint_wrong_json(url, process):
+    """One process has what is no JSON."""
+    item = {1, 2} if jax.process_index() == process else [1, 2]
+    with ocp.AsyncCheckpointer(ocp.JsonCheckpointHandler()) as made:
+        made.save(url, args=ocp.args.JsonSave(item), force=True)
+        made.wait_until_finished()

@@ -11,21 +11,17 @@ DEVICES = {2: 2, 4: 1}
 TIMEOUT = 2.0
 """How long a process may be silent, seconds."""
 
+NAMES = ["rows", "columns", "pack", "inline", "step", "host", "rate"]
+"""Leaves with several chunks, in parts of several processes, and small ones."""
+
 MARGIN = 8.0
 """What may be added to that on a busy machine, seconds."""
 
 
 @pytest.fixture(scope="module")
 def survivors(start):
-    """Groups that nobody is killed of: the fresh start of all processes."""
-    found = {}
-
-    def get(count):
-        if count not in found:
-            found[count] = start(count, DEVICES[count])
-        return found[count]
-
-    return get
+    """A group that nobody is killed of: the fresh start, of two processes whatever there were."""
+    return start(2, DEVICES[2])
 
 
 def check_intact(url, kept, group):
@@ -35,9 +31,9 @@ def check_intact(url, kept, group):
     report = repo.fsck()
     assert report.ok, report.problems
     shape = SHAPES[group.count]
-    for each in group.call("restore", url=url, shape=shape, seed=0):
+    for each in group.call("restore", url=url, shape=shape, seed=0, names=NAMES):
         assert each["wrong"] == []
-    group.call("commit", url=url, shape=shape, seed=1)
+    group.call("commit", url=url, shape=shape, seed=1, names=NAMES)
     repo.gc(force=True)
     report = repo.fsck()  # reads and digests everything
     assert report.ok, report.problems
@@ -58,7 +54,7 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
     url = str(tmp_path / "repo")
     doomed = start(count, DEVICES[count])
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
     doomed.start(
         "kill",
         url=url,
@@ -66,6 +62,7 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
         victim=victim,
         where=where,
         timeout=TIMEOUT,
+        names=NAMES,
         background=background,
     )
     answers = doomed.answers()
@@ -77,7 +74,7 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
         assert result["kind"] in ("ProcessTimeoutError", "ProcessError"), result
         assert "restart all" in result["hint"]
         assert result["seconds"] < TIMEOUT + MARGIN
-    check_intact(url, saved["digest"], survivors(count))
+    check_intact(url, saved["digest"], survivors)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +86,13 @@ def test_process_0_is_killed(start, survivors, tmp_path, count, where):
     url = str(tmp_path / "repo")
     doomed = start(count, DEVICES[count])
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count])
+    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
     started = time.monotonic()
-    doomed.start("kill", url=url, shape=SHAPES[count], victim=0, where=where, timeout=TIMEOUT)
+    save = {"url": url, "shape": SHAPES[count], "names": NAMES}
+    doomed.start("kill", victim=0, where=where, timeout=TIMEOUT, **save)
     first, *others = doomed.answers()
     assert time.monotonic() - started < TIMEOUT + MARGIN
     assert first is None
     for answer in others:  # nothing, if JAX was faster than the error
         assert answer is None or answer["result"]["kind"] == "ProcessError"
-    check_intact(url, saved["digest"], survivors(count))
+    check_intact(url, saved["digest"], survivors)

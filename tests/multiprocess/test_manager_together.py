@@ -1,5 +1,8 @@
 """The checkpoint manager in programs of two and of four processes, as MaxText uses it."""
 
+import time
+
+import numpy as np
 import pytest
 
 import vcjax
@@ -69,8 +72,14 @@ def test_a_training_run_and_its_continuation_by_others(groups, group, url):
         other.call("train", url=url, shape=SHAPES[other.count], steps=[10], losses=[0.5] * 11)
     )
     assert found[1] == [2, 10]
-    # The first ones have not seen that, until they save again or are told to look.
+    # The first ones have not seen that, until they ask for it, save, or are told to look.
     assert alike(group.call("known", url=url))[0] == [2, 4, 8]
+    [size, *_] = alike(group.call("described", url=url, step=10))
+    assert size == [512, 256]
+    assert alike(group.call("known", url=url))[0] == [2, 4, 8]
+    for answer in group.call("restored", url=url, shape=shape, step=10):
+        assert (answer["wrong"], answer["placed"]) == ([], True)
+    assert alike(group.call("known", url=url))[0] == [2, 4, 8, 10]  # what pruned, only pruned
     assert alike(group.call("reload", url=url))[:3] == [[2, 10], 10, 10]
 
     with ocp.CheckpointManager(url) as alone:  # one process
@@ -128,6 +137,9 @@ def test_errors_of_one_are_errors_of_all(group, url):
     errors = group.fail("wrong_args", url=url, process=last)
     assert [kind for kind, _ in errors] == ["ProcessError"] * last + ["ValueError"]
     assert "Must provide `args` of type `Composite`" in errors[0][1]
+    for process in (0, last):  # of a step that is not saved nobody looks at them
+        refused = {"url": url, "process": process, "step": 0, "force": False}
+        assert group.call("wrong_args", **refused) == [False] * group.count
     errors = group.fail("wrong_args", url=url, process=0)
     assert [kind for kind, _ in errors] == ["ValueError"] + ["ProcessError"] * last
     for process in (last, 0):
@@ -187,8 +199,48 @@ def test_a_repository_for_each_process(group, url):
 
 
 def test_a_missing_repository_is_missing_everywhere(pair, url):
-    errors = pair.fail("manage", url=url, read_only=True)
+    errors = pair.fail("manage", url=url, create=False)
     assert {kind for kind, _ in errors} == {"RepositoryNotFoundError"}
+    waiting = [[], None, None, {}, []]
+    assert alike(pair.call("manage", url=url, read_only=True)) == waiting
+    with ocp.CheckpointManager(url) as alone:
+        alone.save(3, {"w": np.arange(3)})
+    assert alike(pair.call("known", url=url)) == waiting
+    assert alike(pair.call("reload", url=url))[0] == [3]
+
+
+def test_the_metadata_of_a_run_are_process_0s(pair, url):
+    """Known to everybody before there is a step; what came first stands."""
+    for words in ("first", "second"):
+        pair.call("manage", url=url, metadata=words)
+        assert alike(pair.call("run_metadata", url=url)) == {"of": "first 0"}
+    with ocp.CheckpointManager(url) as alone:
+        assert alone.metadata().custom_metadata == {"of": "first 0"}
+
+
+@pytest.mark.parametrize("kind", ["standard", "pytree", "async", "composite"])
+def test_checkpointers(pair, url, kind):
+    """A path for all processes: saved, refused without force, saved again, restored."""
+    call = {"url": url, "shape": SHAPES[2], "kind": kind}
+    for step in (0, 1):
+        for process, answer in enumerate(
+            pair.call("checkpoint", step=step, force=step > 0, **call)
+        ):
+            data = f"position {step} of {process}" if kind == "composite" else None
+            assert answer == [[], step, data]
+        errors = pair.fail("checkpoint", step=2, **call)
+        assert {kind for kind, _ in errors} == {"ValueError"}
+        assert all("already exists" in message for _, message in errors)
+    for process in (0, 1):
+        errors = pair.fail("checkpoint_wrong_json", url=url, process=process)
+        assert errors[process][0] == "TypeError"
+        assert errors[1 - process][0] == "ProcessError"
+    repo = vcjax.Repository.open(url)
+    assert len(list(repo.log())) == 2
+    assert repo.fsck().ok
+    found = repo.restore()
+    found = found["state"] if kind == "composite" else found
+    np.testing.assert_array_equal(found["params"]["v"], content(1)["params"]["v"])
 
 
 def test_a_process_is_killed_during_a_save_in_the_background(start, groups, url):
@@ -205,10 +257,29 @@ def test_a_process_is_killed_during_a_save_in_the_background(start, groups, url)
     assert "restart all" in found["hint"]
     assert found["steps"] == [0]
     assert found["seconds"] < TIMEOUT + MARGIN
+    check_goes_on(url, groups[4])
+
+
+@pytest.mark.parametrize("where", ["publish", pytest.param("write", marks=pytest.mark.slow)])
+def test_process_0_is_killed_during_a_save_in_the_background(start, groups, url, where):
+    """JAX's coordination service dies with it, and JAX ends the other, if not our error."""
+    doomed, shape = start(2, 2), SHAPES[2]
+    doomed.call("manage", url=url, timeout=TIMEOUT)
+    doomed.call("train", url=url, shape=shape, steps=[0], losses=[1.0])
+    began = time.monotonic()
+    doomed.start("kill_manager", url=url, shape=shape, victim=0, step=1, where=where)
+    nothing, answer = doomed.answers()
+    assert time.monotonic() - began < TIMEOUT + MARGIN
+    assert nothing is None
+    assert answer is None or answer["result"]["kind"] == "ProcessError", answer
+    check_goes_on(url, groups[4])
+
+
+def check_goes_on(url, fresh):
+    """Step 0 is whole and step 1 is not there; other processes go on from there."""
     repo = vcjax.Repository.open(url)
     assert repo.resolve("HEAD").step == 0
     assert repo.fsck().ok
-    fresh = groups[4]
     assert alike(fresh.call("manage", url=url))[0] == [0]
     place = {"url": url, "shape": SHAPES[4]}
     for answer in fresh.call("restored", **place):

@@ -80,12 +80,20 @@ def spread(value, sharding):
     )
 
 
-def distributed(shape, seed=0):
+def distributed(shape, seed=0, names=None):
     values = reference(seed)
-    tree = {name: spread(values[name], sharding) for name, sharding in shardings(shape).items()}
-    tree["keys"] = spread(
-        jax.random.split(jax.random.key(seed), 8), NamedSharding(mesh(shape), PartitionSpec("x"))
-    )
+    if names is not None:
+        values = {name: values[name] for name in names}
+    tree = {
+        name: spread(values[name], sharding)
+        for name, sharding in shardings(shape).items()
+        if name in values
+    }
+    if names is None:
+        tree["keys"] = spread(
+            jax.random.split(jax.random.key(seed), 8),
+            NamedSharding(mesh(shape), PartitionSpec("x")),
+        )
     return {**values, **tree}
 
 
@@ -148,8 +156,8 @@ def init(url, **options):
     return vcjax.Repository.init(url, **options).url
 
 
-def commit(url, shape, seed=0, change=None, message="saved", branch=None):
-    tree = distributed(shape, seed)
+def commit(url, shape, seed=0, change=None, message="saved", branch=None, names=None):
+    tree = distributed(shape, seed, names)
     if change is not None:
         tree["rows"] = jax.jit(lambda x: x.at[-1, 0].set(change))(tree["rows"])
     before = written["bytes"]
@@ -246,10 +254,10 @@ def donated(url, shape, process):
     return opened(url).commit(tree, "").digest
 
 
-def kill(url, shape, victim, where, timeout, background=False, seed=1):
+def kill(url, shape, victim, where, timeout, names, background=False, seed=1):
     """Saves; the victim is killed in the middle of that."""
     repo = opened(url, timeout)
-    tree = distributed(shape, seed)
+    tree = distributed(shape, seed, names)
     if jax.process_index() == victim:
         _kill_at(where)
     started = time.monotonic()

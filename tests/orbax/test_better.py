@@ -5,6 +5,7 @@ import random
 import secrets
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,30 @@ def test_a_failed_save_is_not_listed(ours, tmp_path, monkeypatch):
         assert not (tmp_path / "2").exists()
         assert made.save(2, args=ours.args.StandardSave({"w": np.full(9_000, 2)}))
         assert made.all_steps() == [1, 2]
+
+
+def test_every_waiting_thread_is_told_of_a_failure(ours, tmp_path, monkeypatch):
+    """As in Orbax only the thread that saves takes it off the manager."""
+    made = manager(ours, tmp_path, enable_async_checkpointing=True)
+    with ThreadPoolExecutor(2) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(made.repo.objects, "write", failing)
+            made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
+            waiters = [executor.submit(made.wait_until_finished) for _ in range(4)]
+            for waiter in waiters:
+                assert isinstance(waiter.exception(10), StorageError)
+        with pytest.raises(StorageError):
+            made.wait_until_finished()
+        assert executor.submit(made.wait_until_finished).exception(10) is None
+        # A save that is not made because of it is told by whatever thread.
+        with monkeypatch.context() as patch:
+            patch.setattr(made.repo.objects, "write", failing)
+            made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
+            failed = executor.submit(made.save, 1, {"w": 1}).exception(10)
+            assert "step 1 was not saved" in str(failed)
+        assert executor.submit(made.save, 1, {"w": 1}).result(10)
+    made.close()
+    assert made.all_steps() == [1]
 
 
 def test_a_failed_save_does_not_keep_others_from_being_restored(ours, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """Checkpointers: what is saved to a path, by Orbax and by ours alike."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import orbax.checkpoint
 import pytest
 
 import vcjax
+import vcjax.history
 from vcjax.errors import RepositoryExistsError, StorageError, StructureError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
@@ -124,6 +128,33 @@ def test_a_misfit_names_both_shapes(ours, tmp_path):
         checkpointer.save(tmp_path / "state", TREE)
         with pytest.raises(StructureError, match=r"w: stored float64\[2,3\].*\[3,2\]"):
             checkpointer.restore(tmp_path / "state", {**TREE, "w": np.zeros((3, 2))})
+
+
+def test_any_thread_may_wait(ours, tmp_path, monkeypatch):
+    go, write = threading.Event(), vcjax.history.History.write
+
+    def slowly(*arguments):
+        assert go.wait(30)
+        return write(*arguments)
+
+    def failing(*_):
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(vcjax.history.History, "write", slowly)
+    with ours.StandardCheckpointer() as checkpointer, ThreadPoolExecutor(4) as executor:
+        checkpointer.save(tmp_path / "x", {"w": np.zeros(3)})
+        waiters = [executor.submit(checkpointer.wait_until_finished) for _ in range(4)]
+        assert not wait(waiters, timeout=0.2).done
+        go.set()
+        assert [waiter.result(30) for waiter in waiters] == [None] * 4
+        checkpointer.wait_until_finished()
+        monkeypatch.setattr(vcjax.history.History, "write", failing)
+        checkpointer.save(tmp_path / "y", {"w": np.zeros(3)})
+        waiters = [executor.submit(checkpointer.wait_until_finished) for _ in range(4)]
+        assert {type(waiter.exception(30)) for waiter in waiters} == {StorageError}
+        with pytest.raises(StorageError):
+            checkpointer.wait_until_finished()
+        checkpointer.wait_until_finished()
 
 
 def test_an_error_in_the_background_is_raised_once(ours, tmp_path, monkeypatch):

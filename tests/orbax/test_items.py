@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import struct_pb2
 
 from vcjax.errors import VcjaxError
-from vcjax.orbax.items import STANDARD
+from vcjax.orbax.records import STANDARD
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
 
@@ -57,6 +57,14 @@ def test_composite(ocp, tmp_path):
             made.save(1, args=args.Composite(other=args.JsonSave(note)))
         assert (made.directory / "0" / "state").is_dir()
         assert (made.directory / "0" / "note").is_dir()
+
+
+def test_a_composite_without_items(ocp, tmp_path):
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with ocp.CheckpointManager(tmp_path, options=options, item_names=("a", "b")) as manager:
+        with pytest.raises(ValueError, match="save"):
+            manager.save(0, args=ocp.args.Composite())
+        assert manager.all_steps() == []
 
 
 def test_a_composite_without_item_names(ocp, tmp_path):

@@ -81,6 +81,29 @@ def test_structs_without_sharding_give_what_was_saved(saved):
     assert {type(leaf) for leaf in jax.tree.leaves(restored)} == {np.ndarray}
 
 
+def test_a_struct_for_a_python_number_gives_a_numpy_array(ocp, tmp_path):
+    with ocp.StandardCheckpointer() as made:
+        made.save(tmp_path / "x", {"rate": 0.5})
+        target = {"rate": jax.ShapeDtypeStruct((), np.float32)}
+        restored = made.restore(tmp_path / "x", target)
+    assert type(restored["rate"]) is np.ndarray
+    assert restored["rate"].dtype == np.float32
+    assert restored["rate"] == 0.5
+
+
+def test_a_fallback_goes_after_what_was_recorded(ocp, tmp_path):
+    tree = {"w": jax.device_put(np.arange(8.0), sharded(8)), "b": np.ones(2)}
+    fallback = jax.sharding.SingleDeviceSharding(jax.devices()[2])
+    with ocp.CheckpointManager(tmp_path) as made:
+        made.save(0, args=ocp.args.StandardSave(tree))
+        made.wait_until_finished()
+        for target in (None, jax.tree.map(struct, tree)):
+            args = ocp.args.StandardRestore(target, fallback_sharding=fallback)
+            restored = made.restore(0, args=args)
+            assert restored["w"].sharding == sharded(8)
+            assert type(restored["b"]) is np.ndarray
+
+
 def test_shapes_that_differ(saved):
     ocp, restore = saved
     target = {

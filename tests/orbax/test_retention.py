@@ -48,6 +48,20 @@ def test_a_pruned_step_says_when_and_why(ours, tmp_path):
         assert made.repo.fsck().ok
 
 
+def test_a_step_that_another_manager_saved_and_dropped(ours, tmp_path):
+    options = ours.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    with (
+        ours.CheckpointManager(tmp_path, options=options) as reader,
+        ours.CheckpointManager(tmp_path, options=options) as writer,
+    ):
+        for step in range(2):
+            writer.save(step, args=ours.args.StandardSave({"w": np.full(9_000, step)}))
+        with pytest.raises(PrunedError, match="max_to_keep=1"):
+            reader.restore(0)
+        assert reader.restore(1)["w"][0] == 1
+        assert reader.all_steps() == []
+
+
 def test_a_policy_object_is_quoted(ours, tmp_path):
     policy = ours.checkpoint_managers.EveryNSteps(2)
     with manager(ours, tmp_path, preservation_policy=policy) as made:

@@ -9,40 +9,37 @@ Stands for `orbax.checkpoint.checkpointers`, with ours in the place of its class
 """
 
 import os
-import re
+import secrets
+import threading
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_args
 from orbax.checkpoint import checkpointers as theirs
 
-from vcjax.errors import RepositoryExistsError, RepositoryNotFoundError, RevisionError
-from vcjax.history import Commit, checked_metadata
+from vcjax.history import Commit
+from vcjax.orbax.checkpoint_paths import AnyPath, is_orbax, locate_saved, repository_for
 from vcjax.orbax.contents import described, restored, staged
 from vcjax.orbax.foreign import Positional
 from vcjax.orbax.item_handlers import ItemHandlers, decoded
-from vcjax.orbax.items import DEFAULT_ITEM, StepRecord, stored_items
+from vcjax.orbax.items import from_first, stored_items
+from vcjax.orbax.manager_options import is_local, process_timeout
+from vcjax.orbax.records import DEFAULT_ITEM, StepRecord, step_metadata
+from vcjax.orbax.sharing import Sharing
 from vcjax.repo import Repository
+from vcjax.repo.processes import agree, several
+from vcjax.repo.settings import locate
 
 AbstractCheckpointer = theirs.AbstractCheckpointer
 
-_Path = str | os.PathLike[str]
-_ORBAX_FILES = ("_CHECKPOINT_METADATA", "_METADATA")
+_T = TypeVar("_T")
 
 
 def __getattr__(name: str) -> Any:
     return getattr(theirs, name)
-
-
-class Place(NamedTuple):
-    """What a path stands for: a commit, or one item of it."""
-
-    repo: Repository
-    commit: Commit
-    item: str | None = None
 
 
 class Checkpointer(ocp.AbstractCheckpointer):
@@ -50,12 +47,18 @@ class Checkpointer(ocp.AbstractCheckpointer):
 
     Args:
         handler: one of Orbax's, or anybody's.
-        options: Orbax's further options, about files and processes; accepted, and without
-            meaning here.
+        options: Orbax's further options. `multiprocessing_options` and the time-out of
+            `async_options` mean what they mean for a manager; the others, about files, are
+            accepted and have no meaning here.
+
+    In a program of several processes they make the same calls together, as with Orbax.
     """
 
     def __init__(self, handler: Any, *_: Any, **options: Any):
         self._handler = handler
+        self._local = is_local(options.get("multiprocessing_options"))
+        self._timeout_s = process_timeout(SimpleNamespace(**{"async_options": None} | options))
+        self._timeout_s = min(self._timeout_s, options.get("timeout_secs") or self._timeout_s)
         self._single = not isinstance(handler, ocp.CompositeCheckpointHandler)
         if self._single:
             self._handlers = ItemHandlers(handlers=handler)
@@ -70,7 +73,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
 
     def save(
         self,
-        directory: _Path,
+        directory: AnyPath,
         *args: Any,
         force: bool = False,
         custom_metadata: dict[str, Any] | None = None,
@@ -92,22 +95,63 @@ class Checkpointer(ocp.AbstractCheckpointer):
 
     def _commit(
         self,
-        directory: _Path,
+        directory: AnyPath,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         force: bool,
         custom_metadata: dict[str, Any] | None,
         background: bool,
     ) -> tuple[Repository, Commit | Future[Commit]]:
-        given = self._arguments(args, kwargs, save=True)
-        repo = _repository_for(directory, force)
-        items = {DEFAULT_ITEM: given} if self._single else dict(given.items())
-        custom = checked_metadata(dict(custom_metadata or {}), "custom_metadata")
-        with staged(self._handlers, items, self._single) as (tree, records):
+        def prepare() -> tuple[dict[str, Any], dict[str, Any]]:
+            given = self._arguments(args, kwargs, save=True)
+            items = {DEFAULT_ITEM: given} if self._single else dict(given.items())
+            return items, step_metadata(custom_metadata)
+
+        repo, token, (items, custom) = self._opened(directory, force, prepare)
+        with (
+            Sharing(repo, token) as sharing,
+            staged(self._handlers, items, self._single, sharing) as (tree, records),
+        ):
             metadata = StepRecord(records, self._single, custom_metadata=custom).encode(None)
             commit = repo.commit_async if background else repo.commit
-            message = f"save {os.fspath(directory)}"
-            return repo, commit(tree, message, metadata=metadata, rebase=False)
+            sharing.is_over = True  # what fails from here on, the commit tells
+            return repo, commit(
+                tree,
+                f"save {os.fspath(directory)}",
+                metadata=metadata,
+                rebase=False,
+                from_first=from_first(records, self._single),
+            )
+
+    def _opened(
+        self, directory: AnyPath, force: bool, prepare: Callable[[], _T]
+    ) -> tuple[Repository, str, _T]:
+        """The repository to save to, a name for the save, and what `prepare` gives here.
+
+        Of several processes process 0 makes it, unless `prepare` fails on one of them.
+        """
+        url = locate(directory).url
+        if self._local or not several(url):
+            prepared = prepare()
+            return repository_for(directory, force), "", prepared
+        here: list[_T] = []
+
+        def find(_: Any) -> dict[str, str]:
+            try:
+                repository_for(directory, force)
+            except ValueError as error:
+                return {"exists": str(error)}
+            return {"token": secrets.token_hex(8)}
+
+        told = agree(url, self._timeout_s, find, lambda: here.append(prepare()))
+        if "exists" in told:
+            raise ValueError(told["exists"])
+        return self._at(directory), told["token"], here[0]
+
+    def _at(self, directory: AnyPath) -> Repository:
+        repo = Repository.open(directory, local=self._local)
+        repo.process_timeout_s = self._timeout_s
+        return repo
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], save: bool) -> Any:
         for value in (*args, *kwargs.values()):
@@ -118,7 +162,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
         cls = checkpoint_args.get_registered_args_cls(self._handler)[not save]
         return cls(*args, **kwargs)
 
-    def restore(self, directory: _Path, *args: Any, **kwargs: Any) -> Any:
+    def restore(self, directory: AnyPath, *args: Any, **kwargs: Any) -> Any:
         """The object at a path.
 
         Args:
@@ -129,9 +173,9 @@ class Checkpointer(ocp.AbstractCheckpointer):
             FileNotFoundError: there is nothing.
             StructureError: it does not fit; names every path, with both shapes.
         """
-        if _is_orbax(directory):
+        if is_orbax(directory):
             return theirs.Checkpointer(self._handler).restore(directory, *args, **kwargs)
-        place = _locate(directory)
+        place = locate_saved(directory, self._at)
         given = None
         if args or kwargs or self._single:
             given = self._arguments(args, kwargs, save=False)
@@ -143,15 +187,15 @@ class Checkpointer(ocp.AbstractCheckpointer):
             raise FileNotFoundError(f"there is no item {place.item!r} in {place.commit}")
         return decoded(self._handlers, item, given)
 
-    def metadata(self, directory: _Path) -> Any:
+    def metadata(self, directory: AnyPath) -> Any:
         """Orbax's `StepMetadata` of what is at a path; no leaf is read.
 
         Raises:
             FileNotFoundError: there is nothing.
         """
-        if _is_orbax(directory):
+        if is_orbax(directory):
             return theirs.Checkpointer(self._handler).metadata(directory)
-        place = _locate(directory)
+        place = locate_saved(directory, self._at)
         found = described(place.repo, place.commit, self._handlers)
         if self._single:
             name = place.item or DEFAULT_ITEM
@@ -174,11 +218,11 @@ class Checkpointer(ocp.AbstractCheckpointer):
 class AsyncCheckpointer(Checkpointer):
     """A `Checkpointer` whose `save` returns when the arrays may be donated and written to."""
 
-    _pending: tuple[Repository, Future[Commit]] | None = None
+    _pending: tuple[Repository, Future[Commit], int] | None = None
 
     def save(
         self,
-        directory: _Path,
+        directory: AnyPath,
         *args: Any,
         force: bool = False,
         custom_metadata: dict[str, Any] | None = None,
@@ -188,14 +232,14 @@ class AsyncCheckpointer(Checkpointer):
         self.wait_until_finished()
         repo, made = self._commit(directory, args, kwargs, force, custom_metadata, True)
         assert isinstance(made, Future)
-        self._pending = repo, made
+        self._pending = repo, made, threading.get_ident()
 
-    def restore(self, directory: _Path, *args: Any, **kwargs: Any) -> Any:
+    def restore(self, directory: AnyPath, *args: Any, **kwargs: Any) -> Any:
         """As `Checkpointer.restore`, after what is being saved."""
         self.wait_until_finished()
         return super().restore(directory, *args, **kwargs)
 
-    def metadata(self, directory: _Path) -> Any:
+    def metadata(self, directory: AnyPath) -> Any:
         """As `Checkpointer.metadata`, after what is being saved."""
         self.wait_until_finished()
         return super().metadata(directory)
@@ -204,11 +248,21 @@ class AsyncCheckpointer(Checkpointer):
         """Waits for what is being saved.
 
         Raises:
-            Exception: what went wrong with it, once.
+            Exception: what went wrong with it, once; in threads that merely wait, every time.
         """
-        if self._pending is not None:
-            (repo, _), self._pending = self._pending, None
-            repo.wait_until_finished()
+        pending = self._pending
+        if pending is None:
+            return
+        repo, made, saver = pending
+        error = made.exception()
+        if error is not None and threading.get_ident() not in (
+            saver,
+            threading.main_thread().ident,
+        ):
+            raise error
+        if self._pending is pending:
+            self._pending = None
+        repo.wait_until_finished()
 
     def check_for_errors(self) -> None:
         """Raises what went wrong with a save that is over, once; waits for nothing."""
@@ -227,7 +281,7 @@ class StandardCheckpointer(AsyncCheckpointer):
     """Saves PyTrees of arrays in the background; no `ocp.args` are needed.
 
     Args:
-        options: Orbax's; accepted, and without meaning here.
+        options: as for `Checkpointer`.
 
     Example:
         >>> import tempfile, numpy as np
@@ -239,11 +293,11 @@ class StandardCheckpointer(AsyncCheckpointer):
     """
 
     def __init__(self, **options: Any):
-        super().__init__(ocp.StandardCheckpointHandler())
+        super().__init__(ocp.StandardCheckpointHandler(), **options)
 
     def save(
         self,
-        directory: _Path,
+        directory: AnyPath,
         state: Any = None,
         *args: Any,
         save_args: Any = None,
@@ -258,7 +312,7 @@ class StandardCheckpointer(AsyncCheckpointer):
         super().save(directory, args=given, force=force, custom_metadata=custom_metadata)
 
     def restore(
-        self, directory: _Path, target: Any = None, *args: Any, strict: bool = True, **kwargs: Any
+        self, directory: AnyPath, target: Any = None, *args: Any, strict: bool = True, **kwargs: Any
     ) -> Any:
         """The PyTree at a path, in the structure, dtypes and shardings of a target.
 
@@ -281,59 +335,8 @@ class PyTreeCheckpointer(Checkpointer):
     """Saves PyTrees; `restore` takes `restore_args`, `transforms` and so on.
 
     Args:
-        options: Orbax's, about its files; accepted, and without meaning here.
+        options: as for `Checkpointer`.
     """
 
     def __init__(self, *_: Any, **options: Any):
-        super().__init__(ocp.PyTreeCheckpointHandler())
-
-
-def _repository_for(directory: _Path, force: bool) -> Repository:
-    try:
-        repo = Repository.open(directory)
-    except RepositoryNotFoundError:
-        path = Path(os.fspath(directory))
-        if "://" not in os.fspath(directory) and path.exists():
-            if not force:
-                raise ValueError(f"Destination {directory} already exists.") from None
-            if not path.is_dir() or any(path.iterdir()):
-                raise RepositoryExistsError(
-                    f"{directory} holds something that is no repository, which is not deleted",
-                    hint="delete it yourself, or save to another path",
-                ) from None
-        return Repository.init(directory)
-    if not force and repo.branches:
-        raise ValueError(f"Destination {directory} already exists.")
-    return repo
-
-
-def _is_orbax(directory: _Path) -> bool:
-    """Whether Orbax itself saved something at a path."""
-    path = Path(os.fspath(directory))
-    return any((path / name).exists() for name in _ORBAX_FILES)
-
-
-def _locate(directory: _Path) -> Place:
-    """The commit, or the item of one, that a path stands for.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-    """
-    path = Path(os.fspath(directory))
-    candidates: list[tuple[_Path, str, str | None]] = [
-        (directory, "HEAD", None),
-        (path.parent, _step_of(path.name), None),
-        (path.parent.parent, _step_of(path.parent.name), path.name),
-    ]
-    for folder, revision, item in candidates:
-        if revision:
-            with suppress(RepositoryNotFoundError, RevisionError):
-                repo = Repository.open(folder)
-                return Place(repo, repo.resolve(revision), item)
-    raise FileNotFoundError(f"Checkpoint at {directory} not found.")
-
-
-def _step_of(name: str) -> str:
-    """The revision that a folder with Orbax's name for a step stands for; "" if it is none."""
-    number = re.search(r"\d+$", name)
-    return "" if number is None else f"step:{int(number[0])}"
+        super().__init__(ocp.PyTreeCheckpointHandler(), **options)

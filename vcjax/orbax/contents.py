@@ -16,7 +16,8 @@ from vcjax import tree
 from vcjax.history import Commit
 from vcjax.orbax import foreign
 from vcjax.orbax.item_handlers import ItemHandlers, decoded, encoded
-from vcjax.orbax.items import DEFAULT_ITEM, ItemRecord, StoredItem, stored_items
+from vcjax.orbax.items import StoredItem, stored_items
+from vcjax.orbax.records import DEFAULT_ITEM, ItemRecord
 from vcjax.orbax.sharing import Sharing
 from vcjax.orbax.wanted import Wanted, resolve
 from vcjax.repo import Repository

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+# No public name reaches this option.
+from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadataOptions
+
 from vcjax import tree
 from vcjax.formats.files import storage_error
 from vcjax.orbax.exporting import ExportedItem, ExportPlan
-from vcjax.orbax.saved_steps import DEFAULT_ITEM
+from vcjax.orbax.records import DEFAULT_ITEM
 from vcjax.repo import Repository
 from vcjax.repo.restoring import read_leaves
 from vcjax.tree import Leaf, LeafSpec, Node
@@ -38,7 +41,7 @@ def run_export(repo: Repository, plan: ExportPlan) -> None:
     try:
         work.mkdir(parents=True)
         if plan.is_single and not plan.is_step:
-            _write_tree(work / "checkpoint", plan, items[DEFAULT_ITEM])
+            _write_single(work / "checkpoint", plan, items[DEFAULT_ITEM])
             made = work / "checkpoint"
         else:
             made = _write_step(work / "manager", plan, items)
@@ -52,22 +55,40 @@ def run_export(repo: Repository, plan: ExportPlan) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_tree(folder: Path, plan: ExportPlan, item: Any) -> None:
-    custom = plan.items[DEFAULT_ITEM].custom_metadata
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        args = ocp.args.PyTreeSave(item, custom_metadata=custom)
-        checkpointer.save(folder, args=args, custom_metadata=_noted(plan, "custom_metadata"))
+def _write_single(folder: Path, plan: ExportPlan, value: Any) -> None:
+    item = plan.items[DEFAULT_ITEM]
+    if item.record.kind == "tree":  # whatever saved it, Orbax's checkpointers of trees restore it
+        handler, custom = _tree_handler(), item.record.custom_metadata
+        given, keywords = (), {"args": ocp.args.PyTreeSave(value, custom_metadata=custom)}
+    elif item.record.kind == "json":
+        handler = ocp.JsonCheckpointHandler()
+        given, keywords = (), {"args": ocp.args.JsonSave(value)}
+    else:
+        handler = _files_handler(item.record.handler)
+        given, keywords = (value,), {}
+    custom = _given(plan.record.custom_metadata)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, *given, custom_metadata=custom, **keywords)
+
+
+def _tree_handler() -> ocp.PyTreeCheckpointHandler:
+    """Notes besides which containers were tuples and namedtuples, so that an import knows."""
+    return ocp.PyTreeCheckpointHandler(
+        pytree_metadata_options=PyTreeMetadataOptions(support_rich_types=True)
+    )
 
 
 def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, Any]) -> Path:
-    given = _noted(plan, "metrics")
+    given = plan.record.metrics
     metrics = given if isinstance(given, dict) else dict(plan.commit.metrics)
     registry = ocp.DefaultCheckpointHandlerRegistry()
     args = {}
     for name, item in plan.items.items():
         args[name] = _save_args(item, items[name])
-        if item.kind == "files":
-            registry.add(name, FilesSave, _files_handler(item.handler))
+        if item.record.kind == "files":
+            registry.add(name, FilesSave, _files_handler(item.record.handler))
+        elif isinstance(args[name], ocp.args.PyTreeSave):
+            registry.add(name, ocp.args.PyTreeSave, _tree_handler())
     options = ocp.CheckpointManagerOptions(
         enable_async_checkpointing=False,
         create=True,
@@ -75,13 +96,16 @@ def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, Any]) -> Pat
     )
     step = plan.commit.step or 0
     with ocp.CheckpointManager(
-        folder, options=options, handler_registry=registry, metadata=_noted(plan, "root_metadata")
+        folder,
+        options=options,
+        handler_registry=registry,
+        metadata=_given(plan.record.root_metadata),
     ) as manager:
         manager.save(
             step,
             args=args[DEFAULT_ITEM] if plan.is_single else ocp.args.Composite(**args),
             metrics=metrics or None,
-            custom_metadata=_noted(plan, "custom_metadata"),
+            custom_metadata=_given(plan.record.custom_metadata),
         )
     return folder / str(step)
 
@@ -92,29 +116,28 @@ def _place_root_metadata(made: Path, directory: Path, plan: ExportPlan) -> None:
         made.rename(directory / made.name)
 
 
-def _noted(plan: ExportPlan, key: str) -> Any:
-    """What the commit keeps of Orbax's under a key; None without."""
-    fields = plan.commit.metadata.get("orbax")
-    return fields.get(key) if isinstance(fields, dict) else None
+def _given(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None, for Orbax to write nothing, where nothing was given."""
+    return dict(metadata) or None
 
 
 # -- items -------------------------------------------------------------------------
 
 
 def _save_args(item: ExportedItem, value: Any) -> Any:
-    match item.kind:
+    match item.record.kind:
         case "files":
             return FilesSave(value)
         case "json":
             return ocp.args.JsonSave(value)
-    match item.handler.rpartition(".")[2]:
+    match item.record.handler.rpartition(".")[2]:
         case "JaxRandomKeyCheckpointHandler":
             return ocp.args.JaxRandomKeySave(value)
         case "NumpyRandomKeyCheckpointHandler":
             return ocp.args.NumpyRandomKeySave(value)
     if not isinstance(item.root, Node):
         return ocp.args.ArraySave(value)
-    return ocp.args.PyTreeSave(value, custom_metadata=item.custom_metadata)
+    return ocp.args.PyTreeSave(value, custom_metadata=item.record.custom_metadata)
 
 
 def _restored(repo: Repository, item: ExportedItem) -> Any:
@@ -147,9 +170,9 @@ def _known(node: Any) -> Any:
 class FilesHandler(ocp.CheckpointHandler):
     """Writes the files that a handler of the user's own wrote at first."""
 
-    def save(self, directory: Any, args: "FilesSave") -> None:
-        """Writes them."""
-        _write_files(Path(directory), args.item)
+    def save(self, directory: Any, args: "FilesSave | Mapping[str, Any]") -> None:
+        """Writes them: given by a manager as arguments, by a checkpointer as they are."""
+        _write_files(Path(directory), args.item if isinstance(args, FilesSave) else args)
 
     def restore(self, directory: Any, args: Any = None) -> Any:
         """Is up to the handler that wrote them."""
@@ -169,9 +192,12 @@ class FilesSave(ocp.args.CheckpointArgs):
 
 
 def _files_handler(name: str) -> FilesHandler:
-    """A handler that signs as the one that wrote the files at first."""
-    if not name:
-        return FilesHandler()
+    """A handler that signs as the one that wrote the files at first.
+
+    Of a class of its own in any case, for which no arguments are registered: a checkpointer
+    then hands over what it is given, and a manager is told by a registry.
+    """
+    name = name or FilesHandler.typestr()
     signed = type("FilesHandler", (FilesHandler,), {"typestr": classmethod(lambda cls: name)})
     return signed()
 

@@ -9,7 +9,8 @@ from typing import Any
 from vcjax import tree
 from vcjax.errors import FormatError, PrunedError, StepExistsError
 from vcjax.history import Commit, LeafEntry
-from vcjax.orbax.saved_steps import DEFAULT_ITEM, is_checkpoint
+from vcjax.orbax.records import DEFAULT_ITEM, ItemRecord, StepRecord
+from vcjax.orbax.saved_steps import is_checkpoint
 from vcjax.repo import Repository
 from vcjax.tree import Node, unescape
 
@@ -34,6 +35,7 @@ class ExportPlan:
         commit: that is written.
         target: the folder that will hold the checkpoint.
         is_step: whether it is to be a step of a manager's directory.
+        record: what the commit's metadata say of the step.
         items: by name; only `DEFAULT_ITEM` of a commit of a single tree.
         replaces: whether there is a checkpoint that has to go.
     """
@@ -41,6 +43,7 @@ class ExportPlan:
     commit: Commit
     target: Path
     is_step: bool
+    record: StepRecord
     items: Mapping[str, "ExportedItem"]
     replaces: bool
 
@@ -55,15 +58,11 @@ class ExportedItem:
     """One item of a commit.
 
     Attributes:
-        kind: "tree", "json" or "files".
-        handler: Orbax's name for the class that saved it; may be empty.
-        custom_metadata: what the user noted with it, or None.
+        record: what the commit's metadata say of it.
         root: of its part of the manifest.
     """
 
-    kind: str
-    handler: str
-    custom_metadata: Any
+    record: ItemRecord
     root: Any
 
 
@@ -95,7 +94,8 @@ def plan_export(
     commit = repo.resolve(revision)
     if pruning := repo.prunings.get(commit.digest):
         raise PrunedError(f"commit {commit.digest[:8]} has no data any more: {pruning}")
-    items = _items(commit, repo.history.manifest_of(commit).root)
+    record = StepRecord.of(commit)
+    items = _items(record, repo.history.manifest_of(commit).root)
     problems = [line for name, item in items.items() for line in _problems(name, item)]
     if problems:
         told = "".join(f"\n  {line}" for line in problems[:20])
@@ -107,7 +107,7 @@ def plan_export(
     target = Path(os.path.abspath(Path(target).expanduser()))
     if manager:
         target /= _step_name(commit, target, prefix)
-    return ExportPlan(commit, target, manager, items, _is_taken(target, force))
+    return ExportPlan(commit, target, manager, record, items, _is_taken(target, force))
 
 
 def _step_name(commit: Commit, directory: Path, prefix: str | None) -> str:
@@ -139,26 +139,13 @@ def _is_taken(target: Path, force: bool) -> bool:
     return True
 
 
-def _items(commit: Commit, root: Any) -> dict[str, ExportedItem]:
+def _items(record: StepRecord, root: Any) -> dict[str, ExportedItem]:
     """The items of a commit, as `CheckpointManager` and the importer note them."""
-    fields = commit.metadata.get("orbax")
-    fields = fields if isinstance(fields, dict) else {}
-    records = fields.get("items")
-    roots = {DEFAULT_ITEM: root}
-    if isinstance(records, dict) and isinstance(root, Node):
-        roots = {str(key): child for key, child in zip(root.keys, root.children, strict=True)}
-    else:
-        records = {DEFAULT_ITEM: fields.get("item") or {}}
-    found = {}
-    for name, child in roots.items():
-        record = records.get(name) or {}
-        found[name] = ExportedItem(
-            record.get("kind", "tree"),
-            record.get("handler", ""),
-            record.get("custom_metadata"),
-            child,
-        )
-    return found
+    if record.single or not isinstance(root, Node):
+        return {DEFAULT_ITEM: ExportedItem(record.items.get(DEFAULT_ITEM, ItemRecord()), root)}
+    children = zip(map(str, root.keys), root.children, strict=True)
+    unknown = ItemRecord(handler="")
+    return {name: ExportedItem(record.items.get(name, unknown), child) for name, child in children}
 
 
 # -- what Orbax cannot hold --------------------------------------------------------
@@ -166,7 +153,7 @@ def _items(commit: Commit, root: Any) -> dict[str, ExportedItem]:
 
 def _problems(name: str, item: ExportedItem) -> Iterator[str]:
     """What Orbax refuses, or would lose without a word; one line per leaf path."""
-    if item.kind != "tree":
+    if item.record.kind != "tree":
         return
     prefix = None if name == DEFAULT_ITEM else name
     if isinstance(item.root, Node) and not item.root.children:

@@ -8,12 +8,9 @@ from typing import Any
 
 from vcjax.errors import FormatError, RevisionError, StepExistsError, VcjaxError
 from vcjax.history import Commit
-from vcjax.orbax.saved_steps import (
-    DEFAULT_ITEM,
-    SavedDirectory,
-    SavedItem,
-    SavedStep,
-)
+from vcjax.orbax import metrics
+from vcjax.orbax.records import DEFAULT_ITEM, ItemRecord, StepRecord
+from vcjax.orbax.saved_steps import SavedDirectory, SavedItem, SavedStep
 from vcjax.orbax.saved_trees import SavedTree, as_dict, read_item
 from vcjax.repo import Repository
 
@@ -140,7 +137,7 @@ def run_import(
                 f"import {name}" if step.step is None else f"step {step.step}",
                 branch=plan.branch,
                 metadata=_metadata(plan.source, step, trees),
-                metrics=_numbers(step.metrics),
+                metrics=metrics.checked(step.metrics)[1],
                 author=author,
                 rebase=False,
             )
@@ -153,42 +150,24 @@ def run_import(
         yield step, commit
 
 
-def _metadata(source: SavedDirectory, step: SavedStep, trees: Mapping[str, SavedTree]) -> Any:
+def _metadata(
+    source: SavedDirectory, step: SavedStep, trees: Mapping[str, SavedTree]
+) -> dict[str, Any]:
     """As `CheckpointManager` writes it, and where the step comes from."""
-    records = {item.name: _record(item, trees[item.name]) for item in step.items}
-    fields: dict[str, Any] = {"items": records}
-    if step.is_single:
-        fields = {"item": records[DEFAULT_ITEM]}
-    if step.metrics != _numbers(step.metrics):
-        fields["metrics"] = dict(step.metrics)
-    if step.custom_metadata:
-        fields["custom_metadata"] = dict(step.custom_metadata)
-    if source.root_metadata:
-        fields["root_metadata"] = dict(source.root_metadata)
+    record = StepRecord(
+        {item.name: _record(item, trees[item.name]) for item in step.items},
+        step.is_single,
+        metrics.nested(*metrics.checked(step.metrics)),
+        dict(step.custom_metadata),
+        dict(source.root_metadata),
+    )
     origin = {"format": "orbax", "source": str(step.folder)}
     times = {"started": step.started, "finished": step.finished}
     origin |= {name: time for name, time in times.items() if time is not None}
-    metadata: dict[str, Any] = {"orbax": fields, ORIGIN: origin}
-    return metadata if step.step is None else {"step": step.step, **metadata}
+    return {**record.encode(step.step), ORIGIN: origin}
 
 
-def _record(item: SavedItem, saved: SavedTree) -> dict[str, Any]:
-    record: dict[str, Any] = {"kind": item.kind if item.kind in ("json", "files") else "tree"}
-    if item.handler:
-        record["handler"] = item.handler
-    if saved.custom_metadata is not None:
-        record["custom_metadata"] = saved.custom_metadata
-    if saved.shardings:
-        record["shardings"] = saved.shardings
-    return record
-
-
-def _numbers(value: Any, name: str = "") -> dict[str, float]:
-    """The numbers among metrics; those in nested dicts are named by their path, "eval/loss"."""
-    if isinstance(value, int | float) and name:
-        return {name: value}
-    found: dict[str, float] = {}
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            found |= _numbers(child, f"{name}/{key}" if name else key)
-    return found
+def _record(item: SavedItem, saved: SavedTree) -> ItemRecord:
+    shardings = tuple((text, ranges) for text, ranges in saved.shardings)
+    kind = item.kind if item.kind in ("json", "files") else "tree"
+    return ItemRecord(kind, item.handler, saved.custom_metadata, shardings)

@@ -1,10 +1,11 @@
 """The steps of a branch as a manager keeps them: in step with commits, saves and pruning."""
 
 import copy
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from absl import logging
@@ -13,28 +14,11 @@ from vcjax.errors import VcjaxError
 from vcjax.history import Commit
 from vcjax.orbax.folders import StepFolders
 from vcjax.orbax.known_steps import KnownSteps
-from vcjax.orbax.steps import Step
+from vcjax.orbax.steps import Saving, Step
 from vcjax.repo import Repository
 
 TIMEOUT_SECONDS = 1200
 """How long a save in the background may take; the default of Orbax's AsyncOptions."""
-
-
-@dataclass(frozen=True)
-class Saving:
-    """A save under way.
-
-    Attributes:
-        step: what is being saved.
-        replaced: the step with the same number before.
-        gone: steps that lose their data once it is saved.
-        future: the commit.
-    """
-
-    step: Step
-    replaced: Step | None
-    gone: tuple[Step, ...]
-    future: Future[Commit]
 
 
 class StepKeeper(KnownSteps):
@@ -53,7 +37,8 @@ class StepKeeper(KnownSteps):
         self._callback = getattr(options.async_options, "post_finalization_callback", None)
         self._folders = StepFolders(repo.store.location.folder, options)
         self._saving: Saving | None = None
-        self._failure: tuple[int, BaseException] | None = None
+        self._failure: tuple[Saving, BaseException] | None = None
+        self._settling = threading.RLock()  # any thread may wait
         self._worker: ThreadPoolExecutor | None = None
         self._retiring: list[Future[None]] = []
 
@@ -155,7 +140,7 @@ class StepKeeper(KnownSteps):
             replaced = self.index.get(step.step)
             self.index.add(step)
             gone = tuple(filter(None, map(self.index.remove, numbers)))
-        self._saving = Saving(step, replaced, gone, future)
+        self._saving = Saving(step, replaced, gone, future, threading.get_ident())
         background = not isinstance(made, Commit) or self._options.enable_background_delete
         idle = not self.leads or (self._callback is None and not gone and items is None)
         if background and not idle:
@@ -189,9 +174,11 @@ class StepKeeper(KnownSteps):
         Raises:
             TimeoutError: it has not ended within `async_options.timeout_secs`, and may still.
         """
-        if self._saving is None:
-            return
-        saving = self._saving
+        with self._settling:
+            if self._saving is not None:
+                self._settle(self._saving)
+
+    def _settle(self, saving: Saving) -> None:
         try:
             failure = saving.future.exception(self._timeout)
         except FutureTimeout:
@@ -206,7 +193,7 @@ class StepKeeper(KnownSteps):
                 logging.error("a commit besides step %d failed too: %s", saving.step.step, error)
         number = saving.step.step
         if failure is not None:
-            self._failure = number, failure
+            self._failure = saving, failure
             self.is_stale = True
             with self._lock:
                 self.index.remove(number)
@@ -236,15 +223,18 @@ class StepKeeper(KnownSteps):
             self.reload()
 
     def raise_failure(self, instead_of: int | None = None) -> None:
-        """Raises what went wrong with a save, once.
+        """Raises what went wrong with a save, once; in threads that merely wait, every time.
 
         Args:
             instead_of: the step that is not saved because of it.
         """
         if self._failure is None:
             return
-        (step, failure), self._failure = self._failure, None
-        text = f"step {step}, saved in the background, failed"
+        saving, failure = self._failure
+        saves = (saving.thread, threading.main_thread().ident)
+        if instead_of is not None or threading.get_ident() in saves:
+            self._failure = None
+        text = f"step {saving.step.step}, saved in the background, failed"
         also = "" if instead_of is None else f"; step {instead_of} was not saved"
         if isinstance(failure, VcjaxError):
             named = copy.copy(failure)

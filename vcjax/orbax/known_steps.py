@@ -5,39 +5,49 @@ they never act on different branch tips, notes of prunings or verdicts of `best_
 follows from a commit, which never changes, each process reads itself.
 """
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
 
-from vcjax.errors import RevisionError, VcjaxError
+from vcjax.errors import RepositoryNotFoundError, RevisionError, VcjaxError
 from vcjax.history import Commit
 from vcjax.history.refs import HEAD, HEADS
+from vcjax.orbax import run_metadata
 from vcjax.orbax.contents import metrics_of
 from vcjax.orbax.policies import rate
 from vcjax.orbax.steps import Step, StepIndex
 from vcjax.repo import Repository
+from vcjax.repo.settings import load
 
 
 class KnownSteps:
     """The steps on the current branch.
 
     Args:
-        repo: the repository.
+        repo: the repository; of a read-only manager it may be none yet.
         options: the manager's, for `best_fn`.
+
+    Attributes:
+        index: the steps that can be restored.
+        dropped: {step: commit whose data were let go}.
+        root_metadata: of the run.
+        is_stale: whether this process may know other steps than the others.
     """
 
     def __init__(self, repo: Repository, options: Any):
         self.repo = repo
         self.index = StepIndex()
-        self.dropped: dict[int, str] = {}  # step -> commit whose data were let go
+        self.dropped: dict[int, str] = {}
         self.root_metadata: dict[str, Any] = {}
         self._options = options
         self._rated: dict[str, float | None] = {}  # by commit
         self._tip: str | None = None  # the commit that the steps were read from
         self._spared: list[Step] = []  # on process 0: steps to be listed again, as a ref has them
-        self.is_stale = False  # whether this process may know other steps than the others
+        self._is_there = False  # whether there is a repository, as far as is known
+        self.is_stale = False
         self._lock = threading.RLock()  # of `index`, `dropped` and `_spared`
 
     @property
@@ -51,26 +61,37 @@ class KnownSteps:
 
     # -- all of them -------------------------------------------------------------
 
-    def reload(self) -> None:
-        """Reads all steps anew; all processes together."""
+    def reload(self, root_metadata: Mapping[str, Any] | None = None) -> None:
+        """Reads all steps anew; all processes together.
+
+        Args:
+            root_metadata: of the run from now on, if it has none yet.
+        """
         commits: dict[int, Commit] = {}
 
         def find(_: Any) -> dict[str, Any]:
-            return self._survey(commits)
+            return self._survey(commits, root_metadata)
 
         self._adopt(self.repo.agree(find, self._ready), commits)
 
     def _ready(self) -> None:
         """What has to be over before the steps are read."""
 
-    def _survey(self, commits: dict[int, Commit]) -> dict[str, Any]:
+    def _survey(
+        self, commits: dict[int, Commit], given: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """All that has to be told to know the steps of the branch; fills in {step: commit}."""
         tip = self._read_tip()
         commits.update(self._commits(tip))
         pruned = self.repo.prunings.all()
         dropped = [step for step, commit in commits.items() if commit.digest in pruned]
         kept = [commit for commit in commits.values() if commit.digest not in pruned]
-        return {"tip": tip, "dropped": dropped, "scores": self._scores(kept)}
+        told = {"tip": tip, "dropped": dropped, "scores": self._scores(kept)}
+        latest = self.repo.history.commit(tip) if tip is not None else None
+        root = run_metadata.stored(self.repo.store, latest)
+        if root is None and given is not None:
+            root = run_metadata.keep(self.repo.store, given)
+        return told | {"root": json.dumps(root), "is_there": self._is_there}
 
     def _commits(self, tip: str | None) -> dict[int, Commit]:
         """{step: its latest commit}."""
@@ -86,11 +107,11 @@ class KnownSteps:
         Args:
             commits: as `_survey` filled it in; empty on other processes.
         """
-        self.repo.refresh()
+        if told["is_there"]:
+            self.repo.refresh()
         self._tip = told["tip"]
         commits = commits or self._commits(self._tip)
-        if self._tip is not None:
-            self._note_root_metadata(self.repo.history.commit(self._tip))
+        self.root_metadata = json.loads(told["root"]) or self.root_metadata
         self._rated.update(told["scores"])
         dropped = set(told["dropped"])
         with self._lock:
@@ -167,14 +188,29 @@ class KnownSteps:
             self.index.add(self._step_of(commit))
             self.dropped.pop(commit.step, None)
 
-    def _note_root_metadata(self, commit: Commit) -> None:
-        fields = commit.metadata.get("orbax")
-        if isinstance(fields, dict) and fields.get("root_metadata"):
-            self.root_metadata = dict(fields["root_metadata"])
+    def beside(self, number: int) -> Step | None:
+        """A step that is on the branch by now though not known here; forgotten again at once.
+
+        Raises:
+            PrunedError: a policy has let its data go already.
+        """
+        tip = self._read_tip()
+        if tip is None or tip == self._tip:
+            return None
+        for commit in self.repo.log(tip, first_parent=True):
+            if commit.step == number:
+                self.repo.require_data(commit)
+                return self._step_of(commit)
+        return None
 
     def _read_tip(self) -> str | None:
         try:
+            if not self._is_there:
+                load(self.repo.store)
+                self._is_there = True
             return self.repo.resolve("HEAD").digest
+        except RepositoryNotFoundError:
+            return None
         except RevisionError:  # the branch has no commit yet
             return None
 

@@ -15,11 +15,12 @@ from vcjax.errors import StepExistsError, VcjaxError
 from vcjax.history import checked_metadata
 from vcjax.orbax import metrics as metrics_
 from vcjax.orbax.contents import staged
-from vcjax.orbax.items import DEFAULT_ITEM, StepRecord, from_first
+from vcjax.orbax.items import from_first
 from vcjax.orbax.keeping import StepKeeper
 from vcjax.orbax.manager_options import CheckpointManagerOptions, added
 from vcjax.orbax.opening import handlers_of, open_repository
 from vcjax.orbax.policies import Retention, is_pure, rate, save_policy
+from vcjax.orbax.records import DEFAULT_ITEM, StepRecord, step_metadata
 from vcjax.orbax.sharing import Plan, Sharing, same_step
 from vcjax.orbax.step_reader import StepReader
 from vcjax.orbax.steps import Step, checked_step
@@ -57,7 +58,8 @@ class CheckpointManager(StepReader):
         checkpointers: in Orbax's oldest form, a checkpointer or {item name: checkpointer}.
             Options are taken for `options`.
         options: what to save and keep.
-        metadata: of the run, JSON types; kept with every step. What was given first stands.
+        metadata: of the run, JSON types; written at once, and kept with every step. What was
+            given first stands.
         item_names: names of the items of each step.
         item_handlers: a handler, or {item name: handler}.
         logger: gets an entry for each save and restore.
@@ -71,7 +73,7 @@ class CheckpointManager(StepReader):
     _async: bool
     _save_policy: Any
     _retention: Retention
-    _root_metadata: dict[str, Any]
+    _root_metadata: dict[str, Any] | None
 
     def __init__(
         self,
@@ -99,12 +101,14 @@ class CheckpointManager(StepReader):
                 raise ValueError("post_finalization_callback is for saves in the background")
             self._save_policy = save_policy(self._options)
             self._retention = Retention(self._options)
-            self._root_metadata = checked_metadata(dict(metadata or {}))
+            self._root_metadata = None if metadata is None else checked_metadata(dict(metadata))
 
         self.repo = open_repository(directory, self._options, prepare)
         self._keeper = StepKeeper(self.repo, self._options, str(self._retention))
-        self._keeper.reload()
-        self._keeper.root_metadata = self._keeper.root_metadata or self._root_metadata
+        kept = self._options.save_root_metadata and not self._options.read_only
+        self._keeper.reload(self._root_metadata if kept else None)
+        if self._options.read_only and not self._keeper.root_metadata:
+            self._keeper.root_metadata = self._root_metadata or {}
 
     # -- saving ----------------------------------------------------------------
 
@@ -200,7 +204,8 @@ class CheckpointManager(StepReader):
         if self._options.read_only or (asks and self._says_the_same_everywhere):
             if self._options.read_only or not self.should_save(step):
                 checked_step(step)
-                self._check_arguments(items, args)
+                if not self.repo.is_shared:  # else it would take a message to fail alike
+                    self._check_arguments(items, args)
                 return False
             asks = False
 
@@ -222,8 +227,8 @@ class CheckpointManager(StepReader):
                 record = StepRecord(
                     records,
                     single,
-                    None if hidden or metrics_.is_flat(plain, numbers) else plain,
-                    checked_metadata(dict(custom_metadata or {}), "custom_metadata"),
+                    None if hidden else metrics_.nested(plain, numbers),
+                    step_metadata(custom_metadata),
                     self._keeper.root_metadata,
                 )
                 commit = self.repo.commit_async if self._async else self.repo.commit
@@ -304,6 +309,8 @@ class CheckpointManager(StepReader):
         composite = isinstance(args, ocp.args.Composite)
         if self._handlers.single is None:
             self._handlers.single = not composite
+        if composite and not len(args):
+            raise ValueError("there is nothing to save: `Composite` without items")
         if composite and self._handlers.single:
             raise ValueError(
                 "Cannot provide `args` of type `Composite`: this manager saves a single object"

@@ -44,18 +44,26 @@ def added(options: Any, name: str) -> Any:
 
 
 def process_timeout(options: Any) -> float:
-    """How long another process may give no sign of life, seconds."""
+    """How long another process may give no sign of life, seconds.
+
+    Args:
+        options: of a manager, or anything else that has `async_options`.
+    """
     seconds = added(options, "process_timeout_s")
     return min(seconds, getattr(options.async_options, "timeout_secs", None) or seconds)
 
 
-def is_local(options: Any) -> bool:
+def is_local(processes: Any) -> bool:
     """Whether each process has a repository of its own: `primary_host` is None, as in Orbax.
+
+    Args:
+        processes: Orbax's `MultiprocessingOptions`; None for the default.
 
     Raises:
         VcjaxError: only some of several processes are to take part.
     """
-    processes = options.multiprocessing_options
+    if processes is None:
+        return False
     if processes.primary_host is None:
         return True
     active = processes.active_processes

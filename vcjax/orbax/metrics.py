@@ -31,7 +31,12 @@ def _numbers(value: Any, name: str) -> dict[str, float]:
     return found
 
 
-def is_flat(plain: Any, numbers: Mapping[str, float]) -> bool:
+def nested(plain: Any, numbers: Mapping[str, float]) -> Any:
+    """The metrics as they were given, if they are more than their numbers by name; else None."""
+    return None if plain is None or _is_flat(plain, numbers) else plain
+
+
+def _is_flat(plain: Any, numbers: Mapping[str, float]) -> bool:
     """Whether the numbers say it all; a NaN is as good as any other."""
     return isinstance(plain, Mapping) and all(
         name in numbers and (value == numbers[name] or value != value)

@@ -13,13 +13,16 @@ from vcjax.orbax.manager_options import is_local, process_timeout
 from vcjax.orbax.sharing import clean_folders
 from vcjax.repo import Repository
 from vcjax.repo.processes import agree, several
-from vcjax.repo.settings import locate
+from vcjax.repo.settings import Settings, locate
 
 
 def open_repository(
     directory: str | os.PathLike[str], options: Any, prepare: Callable[[], None]
 ) -> Repository:
     """The repository of a manager; made where there is none, as far as the options allow.
+
+    A read-only manager may come before there is one, as one that evaluates what another
+    program is about to train.
 
     Of several processes, process 0 makes it, and the others open it then. With `create`
     off a folder that exists is taken into use all the same, as by Orbax: it is the folder
@@ -29,9 +32,9 @@ def open_repository(
         prepare: called first on every process; if it fails on one, all fail.
 
     Raises:
-        RepositoryNotFoundError: there is none, and the options do not allow to make one.
+        RepositoryNotFoundError: there is none, and none is to be made.
     """
-    local, timeout_s = is_local(options), process_timeout(options)
+    local, timeout_s = is_local(options.multiprocessing_options), process_timeout(options)
 
     def make() -> Repository:
         repo = _opened_or_made(directory, options)
@@ -46,22 +49,35 @@ def open_repository(
         repo = make()
     else:
         agree(url, timeout_s, lambda _: make().url, prepare)
-        repo = Repository.open(directory)
+        repo = _opened(directory, options)
     repo.local, repo.process_timeout_s = local, timeout_s
     return repo
 
 
 def _opened_or_made(directory: str | os.PathLike[str], options: Any) -> Repository:
+    folder = locate(directory).location.folder
+    there = folder is not None and folder.is_dir()
     try:
-        return Repository.open(directory, local=True)
+        return _opened(directory, options)
     except RepositoryNotFoundError:
-        folder = locate(directory).location.folder
-        there = folder is not None and folder.is_dir()
-        if options.read_only or not (options.create or there):
+        if not (options.create or there):
             raise
     if folder is not None and there:
         _warn_of_orbax(folder)
     return Repository.init(directory, exist_ok=True, local=True)
+
+
+def _opened(directory: str | os.PathLike[str], options: Any) -> Repository:
+    try:
+        return Repository.open(directory, local=True)
+    except RepositoryNotFoundError:
+        if not options.read_only:
+            raise
+    store = locate(directory)
+    if store.location.folder is not None and store.location.folder.is_dir():
+        _warn_of_orbax(store.location.folder)
+    logging.warning("there is no repository in %s yet; reload() looks again", store.url)
+    return Repository(store, Settings(), local=True)
 
 
 def _warn_of_orbax(folder: Any) -> None:

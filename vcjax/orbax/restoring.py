@@ -25,12 +25,11 @@ def restore_plain(item: StoredItem) -> Any:
 
 def restore_standard(item: StoredItem, args: Any) -> Any:
     """The item for `ocp.args.StandardRestore`."""
+    fallback = args.fallback_sharding
     if args.item is None:
-        fallback = args.fallback_sharding
-        everything = Wanted() if fallback is None else Wanted(sharding=fallback)
-        return _restore_as_stored(item, dict.fromkeys(item.leaves, everything))
+        return _restore_as_stored(item, dict.fromkeys(item.leaves, Wanted(fallback=fallback)))
     wanted = {
-        path: from_target(value, args.strict)
+        path: replace(from_target(value, args.strict), fallback=fallback)
         for path, value in tree.template(args.item).targets.items()
         if value is not ocp.PLACEHOLDER
     }

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vcjax.errors import FormatError
-
-DEFAULT_ITEM = "default"
-"""The item of a manager that saves one tree."""
+from vcjax.orbax.records import DEFAULT_ITEM
 
 V1_ITEMS = ("state", "pytree")
 """What `save_pytree` of the v1 API calls its one tree, now and in earlier versions."""
@@ -188,7 +186,7 @@ def read_step(folder: Path, number: int | None) -> SavedStep:
     """
     noted = _read_json(folder / STEP_METADATA)
     handlers = noted.get("item_handlers")
-    if _is_tree(folder):
+    if _is_tree(folder) or isinstance(handlers, str):
         handler = handlers if isinstance(handlers, str) else ""
         items = (SavedItem(DEFAULT_ITEM, _kind(folder, handler), folder, handler),)
     else:

@@ -20,6 +20,7 @@ from vcjax.orbax.saved_steps import (
     AGGREGATE,
     MARKERS,
     PYTREE_METADATA,
+    STEP_METADATA,
     SavedItem,
     read_json_item,
 )
@@ -208,11 +209,11 @@ def _read_json(folder: Path) -> SavedTree:
 
 def _read_files(folder: Path) -> SavedTree:
     """The files of a handler of its own: arrays of bytes, in dicts that are the folders."""
-    return SavedTree(_files(folder))
+    return SavedTree(_files(folder, besides=(*MARKERS, STEP_METADATA)))
 
 
-def _files(folder: Path) -> Node:
-    entries = {path.name: path for path in folder.iterdir() if path.name not in MARKERS}
+def _files(folder: Path, besides: Sequence[str] = MARKERS) -> Node:
+    entries = {path.name: path for path in folder.iterdir() if path.name not in besides}
     return as_dict(
         {
             name: _files(path) if path.is_dir() else _file_leaf(path)

@@ -11,9 +11,9 @@ from etils import epath
 
 from vcjax.orbax.contents import described, metrics_of, restored
 from vcjax.orbax.item_handlers import ItemHandlers
-from vcjax.orbax.items import DEFAULT_ITEM
 from vcjax.orbax.keeping import StepKeeper
 from vcjax.orbax.policies import ranked
+from vcjax.orbax.records import DEFAULT_ITEM
 from vcjax.orbax.steps import Step, checked_step
 from vcjax.repo import Repository
 
@@ -62,21 +62,18 @@ class StepReader(ocp.AbstractCheckpointManager):
         return None if latest is None else latest.step
 
     def best_step(self) -> int | None:
-        """The best step by `best_fn`; the latest one without it.
-
-        Where no step has metrics that is the latest one too.
-        """
-        if self._track_best:
-            best = ranked(self._checkpoints, self._options.best_mode == "min")
-            if best:
-                return best[0].step
-        return self.latest_step()
+        """The best step by `best_fn`, None if no step has metrics; without it the latest one."""
+        if not self._track_best:
+            return self.latest_step()
+        best = ranked(self._checkpoints, self._options.best_mode == "min")
+        return best[0].step if best else None
 
     def reload(self) -> None:
         """Reads the steps anew, after other programs or `vcjax switch` have changed them.
 
         All processes of this program call it together, as `save`, `delete` and `restore`.
-        `save` and `delete` take note themselves of what others have added to the branch.
+        `save` and `delete` take note themselves of what others have added to the branch, and
+        what is asked of one step finds it, listed or not.
         """
         self._keeper.reload()
 
@@ -162,6 +159,8 @@ class StepReader(ocp.AbstractCheckpointManager):
             step = checked_step(step)
         if step is None:
             raise FileNotFoundError(f"no step has been saved in {self.directory}")
+        if self.repo.is_shared:
+            self._take_in(step)
         commit = self.repo.resolve(self._require(step).commit)
         if like is None and items is not None and not self._handlers.are_given:
             like = items
@@ -194,10 +193,23 @@ class StepReader(ocp.AbstractCheckpointManager):
             return found
         if step in self._keeper.dropped:
             self.repo.require_data(self.repo.history.commit(self._keeper.dropped[step]))
+        found = self._keeper.beside(step)
+        if found is not None:
+            return found
         known = ", ".join(map(str, self.all_steps()[-5:])) or "none"
         raise FileNotFoundError(
             f"there is no step {step} in {self.directory}; the latest are: {known}"
         )
+
+    def _take_in(self, step: int) -> None:
+        """Sees to it that all processes know a step that others have saved, or none does."""
+
+        def is_unknown() -> bool:
+            self._keeper.settle()
+            return step not in self._keeper.index and step not in self._keeper.dropped
+
+        if self.repo.agree(any, is_unknown):
+            self._keeper.follow(self._keeper.settle)
 
     def _log(self, event: str, step: int, began: float) -> None:
         if self._logger is not None:

@@ -3,11 +3,13 @@
 import bisect
 import operator
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from vcjax.errors import VcjaxError
+from vcjax.history import Commit
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class Step:
     metrics: Any = None
     commit: str = ""
     score: float | None = None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """A save under way.
+
+    Attributes:
+        step: what is being saved.
+        replaced: the step with the same number before.
+        gone: steps that lose their data once it is saved.
+        future: the commit.
+        thread: identifies the one that called `save`.
+    """
+
+    step: Step
+    replaced: Step | None
+    gone: tuple[Step, ...]
+    future: Future[Commit]
+    thread: int
 
 
 class StepIndex:

@@ -28,6 +28,7 @@ class Wanted:
         sharding: where to put it.
         strict: whether another stored shape is an error; if not, it is cut and padded with
             zeros at the end of each axis.
+        fallback: where to put it if the recorded sharding has devices that are not here.
         target: a leaf that says it all and knows more (a typed PRNG key, a `jax.Array` on
             the default device); goes before the rest.
     """
@@ -37,6 +38,7 @@ class Wanted:
     shape: tuple[int, ...] | None = None
     sharding: Any = None
     strict: bool = True
+    fallback: Any = None
     target: Any = None
 
 
@@ -105,9 +107,11 @@ def resolve(wanted: Wanted, spec: LeafSpec, recorded: Any = None) -> Any:
         return wanted.target
     is_key = tree.key_impl(spec.dtype) is not None
     kind = wanted.type if wanted.type is not None else _home(spec)
+    if kind is None and wanted.shape is not None:
+        kind = np.ndarray  # a Python number where an array without a sharding is asked for
     sharding = wanted.sharding
     if sharding is None and recorded is not None and kind is jax.Array and not is_key:
-        sharding = _available(recorded)
+        sharding = _available(recorded) or wanted.fallback
     if is_key:
         return None if sharding is None else _key_target(spec, sharding)
     if kind in _PLAIN:

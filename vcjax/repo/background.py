@@ -89,9 +89,15 @@ class Background:
             self._pending.pop(name, None)
 
     def wait_all(self) -> None:
-        """Waits for all commits under way; raises the first error, once."""
-        pending, self._pending = self._pending, {}
+        """Waits for all commits under way; raises the first error, once.
+
+        Threads that wait at the same time all wait until the end, and all raise it.
+        """
+        pending = dict(self._pending)
         errors = [error for future in pending.values() if (error := future.exception())]
+        for name, future in pending.items():
+            if self._pending.get(name) is future:
+                self._pending.pop(name, None)
         if errors:
             raise errors[0]
 

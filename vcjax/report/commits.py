@@ -9,6 +9,7 @@ from vcjax.history import Commit, Head, Ref
 from vcjax.history.refs import HEADS, KINDS, TAGS
 from vcjax.report.figures import format_bytes, format_number, format_time
 from vcjax.report.lines import Line, Span, line
+from vcjax.report.saved_items import item_fields
 
 METRIC_WIDTH = 10
 """Characters of a metric's column: the longest that `format_number` writes."""
@@ -107,7 +108,8 @@ def details(commit: Commit, names: Sequence[str], counts: Mapping[str, int] | No
         ("Changes:", _counts(counts)),
     ]
     metadata = {key: value for key, value in commit.metadata.items() if key != "step"}
-    fields += [(f"{key}:", json.dumps(value)) for key, value in metadata.items()]
+    for key, value in metadata.items():
+        fields += item_fields(value) if key == "orbax" else [(f"{key}:", json.dumps(value))]
     width = max(len(label) for label, _ in fields) + 1
     lines += [line(f"{label:<{width}}{text}") for label, text in fields]
     if commit.provenance is not None:
