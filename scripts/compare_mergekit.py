@@ -9,6 +9,7 @@ and which of those a threshold keeps is a matter of sorting.
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def write_models(folder: Path) -> None:
 def compare(folder: Path, recipe: dict[str, Any]) -> tuple[float, float]:
     """The largest difference, relative to the largest weight of its leaf, and how many differ."""
     path = folder / "recipe.yml"
-    path.write_text(json.dumps(recipe | {"dtype": "float32"}))  # JSON is YAML too
+    text = json.dumps(recipe | {"dtype": "float32"})  # JSON is YAML too
+    path.write_text(re.sub(r'"(base|model\d)"', rf'"{folder}/\1"', text))
     results = []
     for name in CONTENDERS:
         words = command(name, path, folder / name)
