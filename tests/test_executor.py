@@ -187,6 +187,19 @@ def test_commits_files_and_orbax_mix(repo, files, tmp_path):
     assert not list((Path(repo.url) / "merging").glob("*"))
 
 
+@pytest.mark.parametrize("shape", [(700, 2048), (2, 1_200_000)])
+def test_large_leaves_of_commits_are_read_in_parts(repo, monkeypatch, shape):
+    monkeypatch.setattr(jobs, "SLICES", (1 << 20,))
+    monkeypatch.setattr(models, "WHOLE_BYTES", 1 << 22)
+    monkeypatch.setattr(models, "_read_one", lambda *leaf: pytest.fail(f"{leaf[1]} is read whole"))
+    rng = np.random.default_rng(0)
+    trees = [{"w": rng.normal(size=shape).astype(np.float32)} for _ in range(3)]
+    commits = [repo.commit(content).digest for content in trees]
+    repo.merge_models(commits[1:], "ties", base=commits[0])
+    want = vcjax.merge(trees[1:], merging.ties(), base=trees[0])
+    np.testing.assert_array_equal(repo.restore()["w"], np.asarray(want["w"]))
+
+
 class Killed(BaseException):
     """Ends a merge where nobody expects it."""
 
@@ -233,6 +246,20 @@ def test_a_killed_merge_into_a_commit_goes_on(repo, layers, monkeypatch):
     for path, leaf in again.restore().items():
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(want[path]))
     assert again.fsck().ok
+
+
+def test_what_a_killed_merge_noted_is_collected(repo, layers, monkeypatch):
+    monkeypatch.setattr(outputs, "BATCH_BYTES", 1)
+    names, trees = layers
+    repo.commit(trees[0], "something")
+    with pytest.raises(Killed):
+        repo.merge_models(names[1:], "average", progress=killed_at(0.99))
+    notes = Path(repo.url) / "merging"
+    assert len(list(notes.iterdir())) == 1
+    assert len(repo.gc().leftovers) == 0  # it is young: the merge may be taken up again
+    assert len(repo.gc(grace=0, force=True).leftovers) == 1
+    assert not list(notes.glob("*"))
+    assert repo.fsck().ok
 
 
 def test_a_killed_merge_into_files_goes_on(layers, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 from .collect import GcPlan as GcPlan
-from .collect import Pruner as Pruner
-from .collect import PruneReport as PruneReport
 from .collect import plan_gc as plan_gc
 from .collect import sweep as sweep
 from .partial import Wanted as Wanted
+from .pruning import Pruner as Pruner
+from .pruning import PruneReport as PruneReport
 from .sharing import Order as Order
 from .sharing import PartWriter as PartWriter
 from .sharing import SharedPlan as SharedPlan

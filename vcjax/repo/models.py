@@ -2,8 +2,9 @@
 
 import os
 import secrets
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ import numpy as np
 from vcjax import formats, tree
 from vcjax.errors import MergeError
 from vcjax.formats import sharded
+from vcjax.hashing import chunk_ranges, chunk_runs
 from vcjax.hashing.digests import decode_value
 from vcjax.history import Commit, LeafEntry, Manifest
 from vcjax.objects import ObjectStore
+from vcjax.objects.partial import PartialReader
+
+WHOLE_BYTES = 16 * 1024 * 1024
+"""Up to this size a stored leaf is read once and then cut; a larger one is read in parts, once
+per pass over it, as a file would be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +64,52 @@ def stored_leaf(path: str, entry: LeafEntry, objects: ObjectStore) -> tree.Leaf:
     if spec.is_value:
         return tree.Leaf(spec, decode_value(spec.dtype, entry.inline))
     kind = tree.storage_dtype(spec.dtype)
-    return tree.Leaf(
-        spec, tree.LazyArray(spec.shape, kind, partial(_read_one, objects, path, entry))
-    )
+    data = tree.LazyArray(spec.shape, kind, partial(_read_one, objects, path, entry))
+    if data.nbytes > WHOLE_BYTES and entry.is_object and kind.itemsize == tree.itemsize(spec.dtype):
+        data = replace(data, read_part=StoredParts(objects, path, entry))
+    return tree.Leaf(spec, data)
 
 
 def _read_one(objects: ObjectStore, path: str, entry: LeafEntry) -> np.ndarray:
     [(_, array)] = objects.read({path: entry})
     return array
+
+
+class StoredParts:
+    """Reads a stored leaf in parts: the chunks that each part lies in, checked.
+
+    The last chunk is kept, as the next part usually begins in it.
+    """
+
+    def __init__(self, objects: ObjectStore, path: str, entry: LeafEntry):
+        self._objects, self._path, self._entry = objects, path, entry
+        self._grid = entry.spec.shape, tree.itemsize(entry.spec.dtype)
+        self._chunks: tuple[int, np.ndarray] | None = None  # number of the last one, content
+
+    @cached_property
+    def _reader(self) -> PartialReader:
+        return self._objects.open_parts({self._path: self._entry})
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        width = self._grid[1]
+        return [start // width for start, _ in chunk_ranges(*self._grid)]
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        """Elements in C order, flat."""
+        first = bisect_right(self._starts, start) - 1
+        last = bisect_left(self._starts, stop) - 1
+        parts, kept = [], self._chunks
+        if kept is not None and kept[0] == first:
+            parts.append(kept[1])
+            needed = range(first + 1, last + 1)
+        else:
+            needed = range(first, last + 1)
+        parts += [self._reader.read(self._path, *run) for run in chunk_runs(*self._grid, needed)]
+        begin = self._starts[first]
+        flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        self._chunks = last, flat[self._starts[last] - begin :].copy()
+        return flat[start - begin : stop - begin]
 
 
 def of_file(path: str | os.PathLike[str]) -> Model:

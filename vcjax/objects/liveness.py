@@ -1,0 +1,117 @@
+"""What commits, and refs and their logs, lead to."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vcjax.history import Commit, Head, History, Ref, Refs
+from vcjax.objects.layout import leaf_key, pack_key
+from vcjax.objects.store import ObjectStore
+
+RefStates = dict[str, Ref | Head]
+"""{full name: state}."""
+
+
+def present(refs: Refs) -> RefStates:
+    """The states of all refs and of `HEAD`, by full name."""
+    return {**refs.under("refs/"), **refs.under("aliases/"), "HEAD": refs.head()}
+
+
+def commits_of(states: RefStates) -> set[str]:
+    """The commits that refs point to."""
+    return {state.commit for state in states.values() if state.commit}
+
+
+def tips_of(refs: Refs, reflog_seconds: float) -> frozenset[str]:
+    """Commits that refs point to, or pointed to within the age of the log."""
+    tips = commits_of(present(refs))
+    for name in refs.logged_names():
+        tips |= refs.former(name, time.time() - reflog_seconds)
+    return frozenset(tips)
+
+
+@dataclass(frozen=True)
+class Live:
+    """What some commits lead to.
+
+    Attributes:
+        commits: digests of them and their ancestors.
+        manifests: digests.
+        objects: keys of the leaf objects and packs that unpruned commits use.
+    """
+
+    commits: frozenset[str]
+    manifests: frozenset[str]
+    objects: frozenset[str]
+
+
+def live_of(
+    history: History, objects: ObjectStore, tips: Iterable[str], pruned: frozenset[str]
+) -> Live:
+    """What commits lead to, the objects of pruned ones left out."""
+    commits = ancestors(history, tips)
+    manifests = {commit.manifest for commit in commits.values()}
+    kept = {commit.manifest for digest, commit in commits.items() if digest not in pruned}
+    used = objects_of(history, objects, kept)
+    return Live(frozenset(commits), frozenset(manifests), frozenset(used))
+
+
+def ancestors(
+    history: History, tips: Iterable[str], known: frozenset[str] | set[str] = frozenset()
+) -> dict[str, Commit]:
+    """{digest: commit} of some commits and all their ancestors, without those below `known`."""
+    commits: dict[str, Commit] = {}
+    queue = list(tips)
+    while queue:
+        digest = queue.pop()
+        if digest not in commits and digest not in known:
+            commits[digest] = history.commit(digest)
+            queue.extend(commits[digest].parents)
+    return commits
+
+
+def objects_of(
+    history: History,
+    objects: ObjectStore,
+    manifests: Iterable[str],
+    known: dict[str, str | None] | None = None,
+) -> set[str]:
+    """Keys of the leaf objects and packs that manifests refer to, and of their bases.
+
+    Args:
+        known: as for `bases_of`.
+    """
+    used: set[str] = set()
+    chunked: set[str] = set()
+    for manifest in manifests:
+        for entry in history.manifest(manifest).leaves.values():
+            if entry.packed is not None:
+                used.add(pack_key(entry.packed.pack))
+            elif entry.is_object:
+                used.add(leaf_key(entry.digest))
+                if entry.chunks:  # only these may stand on a base
+                    chunked.add(leaf_key(entry.digest))
+    return used | bases_of(objects, chunked, known)
+
+
+def bases_of(
+    objects: ObjectStore, keys: Iterable[str], known: dict[str, str | None] | None = None
+) -> set[str]:
+    """Keys of all leaf objects that some stand on, directly or not.
+
+    Args:
+        known: {key: key of its base} of headers that need not be read; those that
+            are read are added.
+    """
+    known = {} if known is None else known
+    found: set[str] = set()
+    queue = sorted(keys)
+    while queue:
+        unread = [key for key in queue if key not in known]
+        for key, header in zip(unread, objects.read_headers(unread), strict=True):
+            if header is not None:
+                known[key] = leaf_key(header.base) if header.base else None
+        bases = {base for key in queue if (base := known.get(key))}
+        queue = sorted(bases - found)
+        found |= bases
+    return found
