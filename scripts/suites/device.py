@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from suites import save
+from suites import device_merge, save
 from suites.measure import measured, scratch
 from suites.trees import gpt2_small, with_layer_changed
 from vcjax import hashing
@@ -30,6 +30,7 @@ CASES = {
     "transfer": "of all leaves to the host, for comparison with digests",
     "host digests": "of all leaves by the SIMD package, transfer included",
     "compilation": "of all programs that digests needs, the first time in a process",
+    **device_merge.CASES,
 }
 
 TARGETS = {("one layer changed", "wall"): 0.1}
@@ -39,6 +40,7 @@ UNITS = {
     "disk": ("MB", 1e-6),
     "rate": ("GB/s", 1e-9),
     "peak": ("MB", 1e-6),
+    "share": ("of copy", 1.0),
 }
 
 
@@ -47,6 +49,8 @@ def run(contender: str, parent: str) -> dict[str, dict[str, float]]:
     tree = gpt2_small()
     cases = _rates(tree) if contender == "vcjax" else {}  # first: the peak of memory is for ever
     make = {"vcjax": save.Vcjax, "orbax": save.Orbax}[contender]
+    if contender == "vcjax":
+        cases |= device_merge.run()
     return cases | _saves(make, tree, parent)
 
 
