@@ -114,7 +114,7 @@ def _compare(one: _Measured, run: Run, old: Content, new: Content) -> dict[str, 
     after = new.read(pair.path, run.first, run.last)
     figures = block_figures(pair.spec.dtype, before, after)
     with one.lock:
-        one.pattern.add(run.start, before, after, figures["changed"])
+        one.pattern.add(run.start, before, after, figures)
     return figures
 
 
