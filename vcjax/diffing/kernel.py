@@ -117,9 +117,12 @@ def sums(block: Block) -> Sums:
         found = _pass(old, new, np.array([steps, first, second], np.int32))
     *products, largest, counts = (np.asarray(part)[: steps * LANES] for part in found)
     with np.errstate(invalid="ignore", over="ignore"):
-        totals = [float(np.sum(part, dtype=np.float64)) for part in products]
+        difference, one, other, product = (
+            float(np.sum(part, dtype=np.float64)) for part in products
+        )
     flips, changed = divmod(int(np.sum(counts, dtype=np.uint64)), _FLIP)
-    return Sums(*totals, float(np.max(largest).view(np.float32)), changed, flips)
+    top = float(np.max(largest).view(np.float32))
+    return Sums(difference, one, other, product, top, changed, flips)
 
 
 # -- the arrays that a call is given -------------------------------------------

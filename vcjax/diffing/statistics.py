@@ -20,6 +20,14 @@ SMALLEST = 1e-31
 takes numbers for zero on some devices. In a larger mean, what that may hide is less than 1e-7."""
 
 
+OF_WHOLE_LEAVES = (
+    *("norm_old", "norm_new", "relative_l2", "cosine", "alignment", "scale", "scale_residual"),
+    *("nan_old", "nan_new", "inf_old", "inf_new", "nonfinite_old", "nonfinite_new"),
+)
+"""The figures that what is equal on both sides has a part in. Of a leaf that was not read as a
+whole a diff has None in their place; all others are those of the whole leaf in any case."""
+
+
 def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
     """Figures of the difference between two contents of a leaf.
 
@@ -50,10 +58,9 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
         rows, rows_touched, columns, columns_touched, blocks, blocks_touched: of the
             leaf as a matrix (its last axis are the columns; blocks are 64 × 64),
             how many there are, and in how many an element changed.
-        coverage: the fraction of the elements that were compared: less than 1 for
-            leaves of commits of which some chunks are equal by digest and were not
-            read. Norms, products and numbers of NaN are then those of what was;
-            l2, max_abs and all counts of changes are exact.
+        coverage: the fraction of the elements that were read: less than 1 for leaves
+            of commits of which some chunks are equal by digest. A diff has None for
+            `OF_WHOLE_LEAVES` then.
         learning_rate_scale: root mean square of the difference over the elements
             that changed. Adam moves each weight by the learning rate or less per
             step (Kingma & Ba 2015, section 2.1), so this is the learning rate of
