@@ -21,6 +21,9 @@ BATCH_BYTES = 32 * 1024 * 1024
 """How much of both sides together is prepared at once, leaves larger than this aside: while one
 batch is compared, the next is prepared."""
 
+AHEAD = 2
+"""Threads beyond one per core: they read, and check digests, while others wait for XLA's."""
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -89,9 +92,9 @@ def nbytes(spec: LeafSpec) -> int:
 
 @contextmanager
 def workers() -> Iterator[Callable[..., Future[Any]]]:
-    """A pool with one thread per usable core; what has not begun is dropped on an error."""
+    """A pool with a thread per core and `AHEAD` more; what has not begun is dropped on an error."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-diff")
+    pool = ThreadPoolExecutor(max_workers=(cores or 1) + AHEAD, thread_name_prefix="vcjax-diff")
     try:
         yield pool.submit
     finally:

@@ -138,13 +138,14 @@ class PartialReader:
             whole = digest_array(entry.spec.dtype, data.reshape(shape)).leaf.hex() == entry.digest
             broken = [] if whole else [0]
         else:
-            spans = list(chunk_ranges(shape, width))
-            view, begin = data.view(np.uint8).data, spans[first][0]
+            view, spans = data.view(np.uint8).data, [(0, data.nbytes)]
+            if first != last:
+                spans = list(chunk_ranges(shape, width))[first : last + 1]
+            begin = spans[0][0]
             broken = [
                 index
-                for index in range(first, last + 1)
-                if digest_bytes(view[spans[index][0] - begin : spans[index][1] - begin])
-                != entry.chunks[index]
+                for index, (start, stop) in enumerate(spans, first)
+                if digest_bytes(view[start - begin : stop - begin]) != entry.chunks[index]
             ]
         if broken:
             raise CorruptionError(
