@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vcjax
 from vcjax.diffing import contents
 from vcjax.diffing.statistics import OF_WHOLE_LEAVES
-from vcjax.errors import CorruptionError
+from vcjax.errors import CorruptionError, MissingObjectError
 from vcjax.objects import partial
 
 RNG = np.random.default_rng(0)
@@ -104,14 +104,18 @@ def test_a_stored_difference_is_read_as_what_it_stands_for(repo):
     assert diff.changes[0].stats["changed"] == 1000 * 1001
 
 
-def test_a_damaged_chunk_is_reported(repo):
+@pytest.mark.parametrize("damage", ["changed", "cut short", "gone"])
+def test_a_damaged_chunk_is_reported(repo, damage):
     old, new = repo.commit({"w": LARGE}), repo.commit({"w": LARGE + 1})
     digest = repo.manifest(new).leaves["w"].digest
     [chunk] = (repo_folder(repo) / f"leaves/{digest[:2]}/{digest}").glob("c/3/0")
     data = bytearray(chunk.read_bytes())
     data[1000] ^= 1
-    chunk.write_bytes(data)
-    with pytest.raises(CorruptionError, match="'w'"):
+    if damage == "gone":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(data if damage == "changed" else data[:-1])
+    with pytest.raises(CorruptionError if damage != "gone" else MissingObjectError, match="'w'"):
         repo.diff(old, new)
 
 
