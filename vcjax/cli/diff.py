@@ -48,9 +48,15 @@ def define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_boolean(
+        "whole",
+        False,
+        "of leaves that changed in part read the equal chunks too, for relative, cosine and norms",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
         "full",
         None,
-        "compute singular values and histograms too; on for --html",
+        "as --whole, and compute singular values and histograms too; on for --html",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -82,8 +88,9 @@ def run(session: Session) -> int:
     old, new, globs = _sides(session)
     base = None if values.base is None else side(session, values.base)
     full = values.full if values.full is not None else values.html is not None
+    stats = values.stats and ("full" if full else "whole" if values.whole else True)
     with session.out.status(f"comparing {old.name} and {new.name}"):
-        diff = compare(old, new, values.stats and ("full" if full else True), globs, base)
+        diff = compare(old, new, stats, globs, base)
     title = f"{old.name} → {new.name}"
     if values.html:
         diff.to_html(values.html, title=title, old=_label(old), new=_label(new))
@@ -149,7 +156,9 @@ COMMAND = Command(
     "revision as the old side, a file as the new one; A..B is the same as A B. Two files need no "
     "repository.\n\n"
     "relative is |new − old| / |old|, l2 is |new − old|, max the largest difference of an element, "
-    "elements how many of them differ, cosine that of the angle between old and new.\n\n"
+    "elements how many of them differ, cosine that of the angle between old and new. Chunks of a "
+    "leaf that two commits share are not read; relative and cosine would need them, and are – "
+    "without --whole.\n\n"
     "With --base, < marks what A changed alone, > what B did, = what both changed to the same, ! "
     "what both changed; cosine, same sign and overlap are of the task vectors A − BASE and "
     "B − BASE, overlap of the elements that either changed.",

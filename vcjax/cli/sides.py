@@ -69,8 +69,8 @@ def compare(
     Args:
         old: one side.
         new: the other.
-        stats: whether to read the leaves that changed and compute figures; "full" for
-            those that need a decomposition too.
+        stats: whether to read the leaves that changed and compute figures; see
+            `vcjax.diffing.examine`.
         globs: leaf path globs: only these leaves.
         base: what both come from, if it is to be compared with.
     """

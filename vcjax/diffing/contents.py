@@ -10,8 +10,9 @@ import numpy as np
 from vcjax import tree
 from vcjax.hashing import chunk_count, chunk_ranges, chunk_runs, chunk_shape, chunk_slices
 
-RUN_BYTES = 8 * 1024 * 1024
-"""How much of a leaf is read at once: chunks that follow each other, at least one."""
+RUN_BYTES = 4 * 1024 * 1024
+"""How much of a leaf is read at once: chunks that follow each other, at least one. No more, as
+one that is stored uncompressed can be used where it lies."""
 
 
 class Content(Protocol):
@@ -26,7 +27,7 @@ class Content(Protocol):
     def prepare(self, paths: Sequence[str]) -> None:
         """Says which leaves will be read next, so that small ones can be read together.
 
-        What was prepared before may be forgotten.
+        What was prepared before the last time may be forgotten.
         """
         ...
 

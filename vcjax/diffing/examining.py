@@ -11,10 +11,12 @@ from vcjax.diffing.measuring import BATCH_BYTES, Pair, measure
 from vcjax.diffing.relations import kept, permutation
 from vcjax.diffing.sampling import Sampler
 from vcjax.diffing.spectra import spectrum
+from vcjax.diffing.statistics import OF_WHOLE_LEAVES
 from vcjax.diffing.treediff import LeafChange, TreeDiff
 from vcjax.tree import key_impl, leaf_dict
 
-Stats = bool | Literal["full"]
+Stats = bool | Literal["whole", "full"]
+"""Whether to compute figures: of what differs alone, of whole leaves, and all of them."""
 
 Side = tuple[Any, Content]
 """A tree of digested leaves (see `compare`), and where their contents are."""
@@ -32,7 +34,9 @@ def examine(
     Args:
         old: the old side.
         new: the new one.
-        stats: whether to read what changed and compute figures; "full" for all of them.
+        stats: whether to read what changed and compute figures; "whole" reads the chunks
+            that are equal on both sides too, for the figures that need them, and "full"
+            computes those that need a decomposition as well.
         paths: leaf path globs: only these leaves.
         limit: bytes of both sides that are prepared at once.
     """
@@ -46,7 +50,7 @@ def examine(
     sampler = Sampler(old[1], new[1], (dtypes[0], dtypes[1]))
     changes = compare(old[0], new[0], sampler).matching(paths)
     pairs = [
-        _pair(change, before, after, stats != "full" and old[1].lazy and new[1].lazy)
+        _pair(change, before, after, stats is True and old[1].lazy and new[1].lazy)
         for change in changes.changes
         if has_statistics(change)
     ]
@@ -85,6 +89,9 @@ def _finished(
         found = permutation(change, old, new)
     elif change.content_changed:
         found = kept(change, old, new)
+    if change.stats is not None and change.stats["coverage"] < 1:
+        unknown = dict.fromkeys(OF_WHOLE_LEAVES)
+        change = replace(change, stats={**change.stats, **unknown})
     return change if found is None else replace(change, relation=found[0], note=found[1])
 
 

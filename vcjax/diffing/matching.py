@@ -115,10 +115,11 @@ class Matching:
     def _pair_children(self, one: dict[str, _Subtree], other: dict[str, _Subtree]) -> None:
         first, second = dict(one), dict(other)
         found = []
-        for names in _families(first, second):
+        in_place: set[tuple[str, frozenset[str]]] = set()
+        for sequence, names in _families(first, second):
             members = [first[name] for name in first if name in names]
             others = [second[name] for name in second if name in names]
-            if self._shifted({n: first[n] for n in first if n in names}, others):
+            if self._shifted(members, others, sequence, in_place):
                 found += self._aligned(members, others)
         for a, b in found:
             del first[_last(a)], second[_last(b)]
@@ -140,12 +141,27 @@ class Matching:
     def _take(self, one: _Subtree, other: _Subtree) -> None:
         del self._left[0][one.path or ""], self._left[1][other.path or ""]
 
-    def _shifted(self, members: dict[str, _Subtree], others: Sequence[_Subtree]) -> bool:
-        """Whether there is a sign that a family's numbers do not mean the same in both trees."""
-        there = {_last(other): other for other in others}
-        if members.keys() != there.keys():
+    def _shifted(
+        self,
+        members: Sequence[_Subtree],
+        others: Sequence[_Subtree],
+        sequence: tuple[str, frozenset[str]],
+        in_place: set[tuple[str, frozenset[str]]],
+    ) -> bool:
+        """Whether there is a sign that a family's numbers do not mean the same in both trees.
+
+        Args:
+            members: of the first tree.
+            others: of the second.
+            sequence: what comes before the numbers, and the numbers.
+            in_place: the sequences of which data have shown that they mean the same:
+                of `h_0.bias`, `h_1.bias`, … and `h_0.kernel`, `h_1.kernel`, … only the
+                smaller ones are read. Is added to.
+        """
+        here, there = ({_last(part): part for part in side} for side in (members, others))
+        if here.keys() != there.keys():
             return True
-        pairs = [(members[name], there[name]) for name in members]
+        pairs = [(here[name], there[name]) for name in here]
         changed = [(a, b) for a, b in pairs if not self._same(a, b)]
         if len(changed) < 2:
             return False
@@ -155,9 +171,11 @@ class Matching:
         first, second = (set().union(*side) for side in zip(*contents, strict=True))
         if any((a - b) & second or (b - a) & first for a, b in contents):
             return True
-        if self.similar is None:
+        if self.similar is None or sequence in in_place:
             return False
         alike = [self._likeness(a, b, small=True) for a, b in changed]
+        if all(found is not None and found >= ALIKE for found in alike):
+            in_place.add(sequence)
         return sum(found is not None and found < ALIKE for found in alike) >= 2
 
     def _telling(self, part: _Subtree) -> set[int]:
@@ -295,14 +313,26 @@ MOST_PAIRS = 40_000
 """Beyond this many pairs nothing is aligned: names and digests have to do."""
 
 
-def _families(one: Any, other: Any) -> list[set[str]]:
-    """The names of either side that differ in their last number alone, in sets."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+def _families(
+    one: dict[str, _Subtree], other: dict[str, _Subtree]
+) -> list[tuple[tuple[str, frozenset[str]], set[str]]]:
+    """The names of either side that differ in their last number alone, in sets.
+
+    Before each comes what is in front of the numbers, and the numbers; those of the
+    fewest elements come first.
+    """
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in [*one, *other]:
         parts = _NUMBERED.fullmatch(name)
         if parts is not None:
-            found[parts[1], parts[3]].add(name)
-    return [names for names in found.values() if len(names) > 1]
+            found[parts[1], parts[3]][name] = parts[2]
+    size = {name: sum(_elements(leaf) for _, leaf in one[name].leaves()) for name in one}
+    families = [
+        ((stem, frozenset(numbers.values())), set(numbers))
+        for (stem, _), numbers in found.items()
+        if len(numbers) > 1
+    ]
+    return sorted(families, key=lambda family: sum(size.get(name, 0) for name in family[1]))
 
 
 def _last(part: _Subtree) -> str:

@@ -17,8 +17,12 @@ from vcjax.diffing.patterns import Pattern
 from vcjax.diffing.statistics import block_figures, finished
 from vcjax.tree import LeafSpec, itemsize, storage_dtype
 
-BATCH_BYTES = 64 * 1024 * 1024
-"""How much of both sides together is prepared at once, leaves larger than this aside."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""How much of both sides together is prepared at once, leaves larger than this aside: while one
+batch is compared, the next is prepared."""
+
+AHEAD = 2
+"""Threads beyond one per core: they read, and check digests, while others wait for XLA's."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,9 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """The figures of pairs of leaves (`leaf_statistics`), by path on the new side.
 
-    Chunks that are equal are not read: norms, cosine and the like are then those
-    of the chunks that were (`coverage` says how much of the leaf that is), while
-    the size of the difference and the number of elements that changed are exact.
+    Chunks that are not named are not read: `OF_WHOLE_LEAVES` are then those of the
+    chunks that were (`coverage` says how much of the leaf that is), while the size of
+    the difference and the number of elements that changed are those of the leaf.
 
     Args:
         pairs: what to compare.
@@ -65,18 +69,19 @@ def measure(
     """
     by_path = {pair.path: pair for pair in pairs}
     found: dict[str, dict[str, Any]] = {}
+    sizes = {path: 2 * nbytes(pair.spec) for path, pair in by_path.items()}
+    under_way: list[_Measured] = []
     with workers() as submit:
-        for batch in batches(
-            {path: 2 * nbytes(pair.spec) for path, pair in by_path.items()}, limit
-        ):
+        for batch in [*batches(sizes, limit), []]:
             members = [by_path[path] for path in batch]
             old.prepare([pair.old_path for pair in members])
             new.prepare([pair.path for pair in members])
             started = [_start(pair, old, new, submit) for pair in members]
-            for one in started:
+            for one in under_way:  # while the next ones are at work
                 blocks = [future.result() for future in one.futures]
                 blocks = blocks or [block_figures(one.pair.spec.dtype, *_none(one.pair.spec))]
                 found[one.pair.path] = finished(one.pair.spec.dtype, blocks, one.pattern)
+            under_way = started
     return found
 
 
@@ -87,9 +92,9 @@ def nbytes(spec: LeafSpec) -> int:
 
 @contextmanager
 def workers() -> Iterator[Callable[..., Future[Any]]]:
-    """A pool with one thread per usable core; what has not begun is dropped on an error."""
+    """A pool with a thread per core and `AHEAD` more; what has not begun is dropped on an error."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-diff")
+    pool = ThreadPoolExecutor(max_workers=(cores or 1) + AHEAD, thread_name_prefix="vcjax-diff")
     try:
         yield pool.submit
     finally:
@@ -114,7 +119,7 @@ def _compare(one: _Measured, run: Run, old: Content, new: Content) -> dict[str, 
     after = new.read(pair.path, run.first, run.last)
     figures = block_figures(pair.spec.dtype, before, after)
     with one.lock:
-        one.pattern.add(run.start, before, after, figures["changed"])
+        one.pattern.add(run.start, before, after, figures)
     return figures
 
 

@@ -8,6 +8,10 @@ from typing import Any
 
 _COUNTS = ("elements", "changed", "sign_flips", "nan_old", "nan_new", "inf_old", "inf_new")
 _SIZES = ("update_bytes", "dense_bytes")
+_JOINED = (
+    *("norm_old", "norm_new", "relative_l2", "cosine", "alignment"),
+    *("nan_old", "nan_new", "inf_old", "inf_new", "nonfinite_old", "nonfinite_new"),
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class ModuleChange:
         counts: {status: number of leaves}; statuses without leaves are absent.
         stats: the figures of its measured leaves together, None if there are none.
             Norms, cosine and fractions are those of the leaves joined end to end:
-            unchanged leaves are not read and do not count.
+            unchanged leaves are not read and do not count. What is None of one of
+            them is None here.
     """
 
     path: str
@@ -67,6 +72,9 @@ def combined(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if len(figures) == 1 and "nonfinite_old" in figures[0]:
         return dict(figures[0])
+    unknown = {name: None for part in figures for name, value in part.items() if value is None}
+    if unknown:
+        figures = [{name: value or 0 for name, value in part.items()} for part in figures]
     l2, norm_old, norm_new = (
         math.hypot(*(part[name] for part in figures)) for name in ("l2", "norm_old", "norm_new")
     )
@@ -87,6 +95,7 @@ def combined(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "norm_new": norm_new,
         "fraction_changed": total["changed"] / max(1, total["elements"]),
         "learning_rate_scale": l2 / math.sqrt(total["changed"]) if total["changed"] else 0.0,
+        **{name: None for name in unknown if name in _JOINED},
     }
 
 

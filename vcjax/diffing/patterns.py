@@ -1,6 +1,7 @@
 """Which rows, columns and blocks of a leaf changed, found as its elements stream by."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,44 @@ class Pattern:
         sides = -(-self._rows // BLOCK_SIDE), -(-self._columns // BLOCK_SIDE)
         self._block = np.zeros(sides, np.bool_)
 
-    def add(self, start: int, old: np.ndarray, new: np.ndarray, changed: int) -> None:
+    def add(self, start: int, old: np.ndarray, new: np.ndarray, figures: Mapping[str, Any]) -> None:
         """Takes note of some elements.
 
         Args:
             start: place of the first in the leaf, in C order.
             old: their contents before, flat.
             new: their contents now.
-            changed: how many of them differ, as `block_figures` counts.
+            figures: those of `block_figures` of the same elements.
         """
+        changed = figures["changed"]
         if not changed:
             return
-        if changed == old.size:
+        if old.size - changed < self._smallest(start, start + old.size):
             self._all(start, start + old.size)
             return
         # A row's worth at once, however long the rows are.
-        step = max(1, (1 << 20) // self._columns) * self._columns
+        step = max(1, (1 << 18) // self._columns) * self._columns
+        nan = bool(figures["nan_old"] and figures["nan_new"])
         at = 0
         while at < old.size:
             until = min(old.size, (start + at) // step * step + step - start)
-            self._mark(start + at, _differ(old[at:until], new[at:until]))
+            self._mark(start + at, _differ(old[at:until], new[at:until], nan))
             at = until
+
+    def _smallest(self, start: int, stop: int) -> int:
+        """How many elements the smallest row, column or block has between two places.
+
+        If fewer than these are equal, all of them have been touched; nothing need be read.
+        """
+        if start % self._columns or stop % self._columns:
+            return 1
+        first, last = start // self._columns, stop // self._columns
+        middle = BLOCK_SIDE if last - first >= BLOCK_SIDE else last - first
+        heights = {-first % BLOCK_SIDE or middle, last % BLOCK_SIDE or middle}
+        if last - first < BLOCK_SIDE and first // BLOCK_SIDE == (last - 1) // BLOCK_SIDE:
+            heights = {last - first}
+        width = self._columns % BLOCK_SIDE or min(BLOCK_SIDE, self._columns)
+        return min(last - first, self._columns, width * min(heights))
 
     def _all(self, start: int, stop: int) -> None:
         first, last = start // self._columns, (stop - 1) // self._columns
@@ -70,16 +88,15 @@ class Pattern:
         if before or after:
             mask = np.pad(mask, (before, after))
         matrix, first = mask.reshape(-1, self._columns), start // self._columns
-        touched = matrix.any(1)
-        self._row[first : first + len(matrix)] |= touched
-        rows = np.flatnonzero(touched)
-        if not rows.size:
-            return
-        if not self._column.all():
-            self._column |= matrix[rows].any(0)
+        self._row[first : first + len(matrix)] |= matrix.any(1)
+        # First the rows of every band of blocks: along the columns they are next to each other,
+        # and `any` is 20 times faster than `reduceat`.
+        bands = range(-(first % BLOCK_SIDE), len(matrix), BLOCK_SIDE)
+        banded = np.array([matrix[max(0, at) : at + BLOCK_SIDE].any(0) for at in bands])
+        self._column |= banded.any(0)
         edges = np.arange(0, self._columns, BLOCK_SIDE)
-        across = np.logical_or.reduceat(matrix[rows], edges, axis=1)
-        np.logical_or.at(self._block, (first + rows) // BLOCK_SIDE, across)
+        band = first // BLOCK_SIDE
+        self._block[band : band + len(bands)] |= np.logical_or.reduceat(banded, edges, axis=1)
 
     def figures(self) -> dict[str, Any]:
         """How many rows, columns and blocks there are, and how many of them were touched."""
@@ -93,9 +110,7 @@ class Pattern:
         return found
 
 
-def _differ(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Which elements differ; 0 and −0 are equal, and so are NaN and NaN."""
+def _differ(old: np.ndarray, new: np.ndarray, nan: bool) -> np.ndarray:
+    """Which elements differ; 0 and −0 are equal, and so are NaN and NaN, if there are such."""
     different = old != new
-    if old.dtype.kind in "iub":
-        return different
-    return different & ~((old != old) & (new != new))
+    return different & ~((old != old) & (new != new)) if nan else different

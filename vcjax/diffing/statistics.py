@@ -1,54 +1,41 @@
 """Figures of the difference of two leaves, in one pass over both, block by block."""
 
 import math
-import threading
-from collections.abc import Iterator
-from functools import cache, reduce
-from operator import add
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vcjax.diffing.contents import aligned
+from vcjax.diffing import kernel
 from vcjax.diffing.modules import combined
 from vcjax.diffing.patterns import Pattern
 from vcjax.diffing.suggesting import suggestion
 from vcjax.tree import storage_dtype
 
-LANES = 8192
-"""Sums that the compiled pass keeps side by side; all of them fit into the second-level cache."""
-
-TERMS = 4
-"""Products that are added up plainly before they go into a compensated sum. With one, every
-product is compensated, at twice the time; with four, the relative error of a sum of squares
-of random numbers is 1e-9 and never more than 2e-7, that of a norm half of it."""
-
-ROWS = 128
-"""Rows of `LANES` elements that one call of the compiled pass takes, at most."""
-
-BLOCK = ROWS * LANES
-"""Elements of one call: 4 MiB of float32 of either side, as much as a chunk. All calls have
-this one shape, so that there is one compilation per dtype (0.5 s on a CPU)."""
-
 HOST_BLOCK = 1 << 14
-"""Elements that NumPy goes through at once, so that intermediate results stay in its cache."""
+"""Elements that NumPy goes through at once, so that intermediate results stay in its cache. Of no
+more than these it is as fast as a call of the compiled pass (0.3 ms), and need not be compiled."""
 
 SMALLEST = 1e-31
 """Mean squares below this are computed again in float64: XLA's float32 ends at 1e-38, where it
 takes numbers for zero on some devices. In a larger mean, what that may hide is less than 1e-7."""
 
-_COMPILED = ("float16", "bfloat16", "float32")
+
+OF_WHOLE_LEAVES = (
+    *("norm_old", "norm_new", "relative_l2", "cosine", "alignment", "scale", "scale_residual"),
+    *("nan_old", "nan_new", "inf_old", "inf_new", "nonfinite_old", "nonfinite_new"),
+)
+"""The figures that what is equal on both sides has a part in. Of a leaf that was not read as a
+whole a diff has None in their place; all others are those of the whole leaf in any case."""
 
 
 def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
     """Figures of the difference between two contents of a leaf.
 
-    Floating point numbers of 16 and 32 bits are compared by a compiled function
-    with compensated sums (Knuth's two-sum: an error of 2^-22 relative at the very
-    most, 1e-9 of random numbers, and none that grows with their number), all
-    others by NumPy in float64; differences of integers are exact.
+    Floating point numbers of 16 and 32 bits are compared by a compiled function:
+    sixteen products at a time are added up in float32, and these sums in float64
+    (an error of 3e-7 relative at the very most, 1e-9 of random numbers, and none
+    that grows with their number); all others, and those of small leaves, by NumPy
+    in float64. Differences of integers are exact.
 
     Args:
         dtype: name of their dtype; keys count as the integers they are made of.
@@ -71,10 +58,9 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
         rows, rows_touched, columns, columns_touched, blocks, blocks_touched: of the
             leaf as a matrix (its last axis are the columns; blocks are 64 × 64),
             how many there are, and in how many an element changed.
-        coverage: the fraction of the elements that were compared: less than 1 for
-            leaves of commits of which some chunks are equal by digest and were not
-            read. Norms, products and numbers of NaN are then those of what was;
-            l2, max_abs and all counts of changes are exact.
+        coverage: the fraction of the elements that were read: less than 1 for leaves
+            of commits of which some chunks are equal by digest. A diff has None for
+            `OF_WHOLE_LEAVES` then.
         learning_rate_scale: root mean square of the difference over the elements
             that changed. Adam moves each weight by the learning rate or less per
             step (Kingma & Ba 2015, section 2.1), so this is the learning rate of
@@ -92,7 +78,7 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
     pattern = Pattern(shape)
     old, new = np.reshape(old, -1), np.reshape(new, -1)
     figures = block_figures(dtype, old, new)
-    pattern.add(0, old, new, figures["changed"])
+    pattern.add(0, old, new, figures)
     return finished(dtype, [figures], pattern)
 
 
@@ -117,87 +103,44 @@ def block_figures(dtype: str, old: np.ndarray, new: np.ndarray) -> dict[str, Any
         old: flat array, of any size.
         new: of the same size.
     """
-    return combined([_piece(dtype, a, b) for a, b in _cut(old, new, BLOCK)])
+    if storage_dtype(dtype).name not in kernel.DTYPES or old.size <= HOST_BLOCK:
+        return _by_numpy(old, new)
+    return combined([_block(block) for block in kernel.blocks(old, new)])
 
 
-def _cut(old: np.ndarray, new: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, max(1, old.size), size):
-        yield old[start : start + size], new[start : start + size]
+def _block(block: kernel.Block) -> dict[str, Any]:
+    found = _compiled(block)
+    return _by_numpy(block.old, block.new) if found is None else found
 
 
-def _piece(dtype: str, old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
-    if storage_dtype(dtype).name in _COMPILED and old.size:
-        figures = _compiled(old, new)
-        if figures is not None:
-            return figures
-    return combined([_on_host(a, b) for a, b in _cut(old, new, HOST_BLOCK)])
-
-
-# -- the compiled pass ---------------------------------------------------------
-
-_buffers = threading.local()
-
-
-@cache
-def _cpu() -> Any:
-    return jax.local_devices(backend="cpu")[0]
-
-
-def _rows(side: str, array: np.ndarray) -> jax.Array:
-    """Up to `BLOCK` elements as `[ROWS, LANES]`: as they are, or in a buffer that is used again.
-
-    The buffer holds zeros behind them, as far as the compiled pass goes.
-    """
-    if array.size == BLOCK and array.ctypes.data % 64 == 0:
-        return jax.device_put(array.reshape(ROWS, LANES), _cpu())  # no copy
-    held = _buffers.__dict__.setdefault(f"{side} {array.dtype.name}", None)
-    if held is None:
-        held = aligned(BLOCK, array.dtype)
-        _buffers.__dict__[f"{side} {array.dtype.name}"] = held
-    held[: array.size] = array
-    held[array.size : _steps(array.size) * TERMS * LANES] = 0
-    return jax.device_put(held.reshape(ROWS, LANES), _cpu())
-
-
-def _steps(size: int) -> int:
-    return -(-size // (TERMS * LANES))
-
-
-def _compiled(old: np.ndarray, new: np.ndarray) -> dict[str, Any] | None:
-    """Figures of at most `BLOCK` elements; None where float32 does not do."""
-    steps = np.int32(_steps(old.size))
-    sums, top, counts = jax.device_get(_pass(_rows("old", old), _rows("new", new), steps))
-    with np.errstate(invalid="ignore"):  # infinities of both signs, which are looked for below
-        squares, squares_old, squares_new, product = (
-            float(np.sum(high, dtype=np.float64) + np.sum(low, dtype=np.float64))
-            for high, low in sums
-        )
-    least = SMALLEST * old.size
-    if not math.isfinite(squares + squares_old + squares_new):  # NaN, infinity, or overflow
+def _compiled(block: kernel.Block) -> dict[str, Any] | None:
+    """Figures of a block; None where float32 does not do."""
+    sums, size = kernel.sums(block), block.old.size
+    least = SMALLEST * size
+    if not math.isfinite(sums.difference + sums.old + sums.new):  # NaN, infinity, or overflow
         return None
-    changed = int(np.sum(counts & 0xFFFF, dtype=np.int64))
-    if changed and squares < least:
+    if sums.changed and sums.difference < least:
         return None
-    for total, array in ((squares_old, old), (squares_new, new)):
+    for total, array in ((sums.old, block.old), (sums.new, block.new)):
         if total < least and array.view(f"u{array.dtype.itemsize}").any():
             return None
-    if min(squares_old, squares_new) < 1e-6 * max(squares_old, squares_new):
+    if min(sums.old, sums.new) < 1e-6 * max(sums.old, sums.new):
         return None  # what the cosine is made of would cancel
-    l2, norm_old, norm_new = map(math.sqrt, (squares, squares_old, squares_new))
-    alignment = product / norm_old / l2 if norm_old and l2 else 0.0
+    l2, norm_old, norm_new = map(math.sqrt, (sums.difference, sums.old, sums.new))
+    alignment = sums.product / norm_old / l2 if norm_old and l2 else 0.0
     cosine = float(norm_old == norm_new)
     if norm_old and norm_new:
-        cosine = (squares_old + squares_new - squares) / (2 * norm_old * norm_new)
+        cosine = (sums.old + sums.new - sums.difference) / (2 * norm_old * norm_new)
     return {
-        **_nothing(old.size),
+        **_nothing(size),
         "l2": l2,
         "norm_old": norm_old,
         "norm_new": norm_new,
         "cosine": min(1.0, max(-1.0, cosine)),
         "alignment": min(1.0, max(-1.0, alignment)),
-        "max_abs": float(np.max(top)),
-        "changed": changed,
-        "sign_flips": int(np.sum(counts >> 16, dtype=np.int64)),
+        "max_abs": sums.largest,
+        "changed": sums.changed,
+        "sign_flips": sums.flips,
     }
 
 
@@ -206,62 +149,13 @@ def _nothing(elements: int) -> dict[str, Any]:
     return {"elements": elements, **dict.fromkeys(names, 0)}
 
 
-@jax.jit
-def _pass(old: jax.Array, new: jax.Array, steps: jax.Array) -> Any:
-    """Sums over the first rows of two arrays `[ROWS, LANES]`, one per lane, all in one loop.
-
-    Equality and signs are read off the bits, as XLA may take the smallest numbers
-    for zero.
-
-    Args:
-        old: the one.
-        new: the other.
-        steps: how many times `TERMS` rows are gone through.
-
-    Returns:
-        Of new − old, old, new and old · (new − old): (sum of squares or products,
-        what rounding took from it); the largest |new − old|; and how many elements
-        changed + 2^16 times how many changed their sign. All `[LANES]`.
-    """
-
-    def body(step: Any, carry: Any) -> Any:
-        sums, top, counts = carry
-        rows = [_row(old[step * TERMS + term], new[step * TERMS + term]) for term in range(TERMS)]
-        for _, largest, count in rows:
-            top, counts = jnp.maximum(top, largest), counts + count
-        terms = [reduce(add, products) for products in zip(*(r[0] for r in rows), strict=True)]
-        pairs = zip(sums, terms, strict=True)
-        sums = tuple(_two_sum(total, lost, term) for (total, lost), term in pairs)
-        return sums, top, counts
-
-    zero = jnp.zeros(old.shape[1], jnp.float32)
-    start = ((zero, zero),) * 4, zero, jnp.zeros(old.shape[1], jnp.uint32)
-    return jax.lax.fori_loop(jnp.int32(0), steps, body, start)
-
-
-def _row(x: jax.Array, y: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
-    """Products, |difference| and packed counts of one row of elements."""
-    width = 8 * x.dtype.itemsize
-    unsigned = jnp.uint32 if width == 32 else jnp.uint16
-    one = unsigned(1)
-    b_x, b_y = (jax.lax.bitcast_convert_type(values, unsigned) for values in (x, y))
-    nonzero_x, nonzero_y = b_x << one != 0, b_y << one != 0
-    changed = (b_x != b_y) & (nonzero_x | nonzero_y)
-    flipped = ((b_x ^ b_y) >> unsigned(width - 1) != 0) & nonzero_x & nonzero_y
-    counts = changed.astype(jnp.uint32) + (flipped.astype(jnp.uint32) << jnp.uint32(16))
-    a, b = x.astype(jnp.float32), y.astype(jnp.float32)
-    d = b - a
-    return (d * d, a * a, b * b, a * d), jnp.abs(d), counts
-
-
-def _two_sum(total: jax.Array, lost: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`total + term`, and what rounding has taken from it so far (Knuth, TAOCP 2, 4.2.2)."""
-    found = total + term
-    part = found - total
-    return found, lost + ((total - (found - part)) + (term - part))
-
-
 # -- the same by NumPy ---------------------------------------------------------
+
+
+def _by_numpy(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+    starts = range(0, max(1, old.size), HOST_BLOCK)
+    parts = (slice(start, start + HOST_BLOCK) for start in starts)
+    return combined([_on_host(old[part], new[part]) for part in parts])
 
 
 def _on_host(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def suggestion(itemsize: int, figures: Mapping[str, Any]) -> dict[str, Any]:
     norm, l2, alignment = figures["norm_old"], figures["l2"], figures["alignment"]
     residual = max(0.0, 1 - alignment * alignment) ** 0.5 if l2 else 0.0
     whole = not figures["nonfinite_old"] and not figures["nonfinite_new"]
-    if norm and l2 and residual <= RESIDUAL and whole and elements > 1:
+    read = figures.get("coverage", 1) == 1  # what was not read is equal: no factor but 1 fits
+    if norm and l2 and residual <= RESIDUAL and whole and read and elements > 1:
         costs["scaled"] = (8, 0)
     for rank, energy in zip(RANKS, figures.get("energy", ()), strict=False):
         if 1 - energy <= RESIDUAL * RESIDUAL and whole:

@@ -15,8 +15,10 @@ What a diff holds, from the outside in:
 fraction_changed, l2, relative_l2, max_abs, cosine, norm_old, norm_new, sign_flips, nan_old,
 nan_new, inf_old, inf_new, nonfinite_old, nonfinite_new, rows, rows_touched, columns,
 columns_touched, blocks, blocks_touched, coverage, alignment, learning_rate_scale, scale,
-scale_residual, update, update_rank, update_bytes, dense_bytes. With `stats="full"` also (see
-`spectrum`): singular_values, effective_rank, energy, spectral_norm, histogram.
+scale_residual, update, update_rank, update_bytes, dense_bytes. Between two commits `coverage` may
+be less than 1: chunks of the leaf are equal and were not read, and figures that need them
+(`OF_WHOLE_LEAVES`) are None, unless `stats="whole"`. With `stats="full"`, which reads them too,
+also (see `spectrum`): singular_values, effective_rank, energy, spectral_norm, histogram.
 """
 
 import os
@@ -100,9 +102,12 @@ class LeafChange:
 
 
 def _figures(stats: Mapping[str, Any]) -> str:
-    relative = f"{stats['relative_l2']:.2%}" if stats["norm_old"] or not stats["l2"] else "from 0"
+    relative = ""
+    if stats["relative_l2"] is not None:
+        from_zero = stats["l2"] and not stats["norm_old"]
+        relative = " (from 0)" if from_zero else f" ({stats['relative_l2']:.2%})"
     return (
-        f"  l2 {stats['l2']:.4g} ({relative}), max {stats['max_abs']:.4g}, "
+        f"  l2 {stats['l2']:.4g}{relative}, max {stats['max_abs']:.4g}, "
         f"{stats['fraction_changed']:.2%} of elements"
     )
 

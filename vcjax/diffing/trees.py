@@ -10,7 +10,9 @@ from vcjax.diffing.treediff import TreeDiff
 from vcjax.tree import flatten, leaf_dict
 
 
-def diff(a: Any, b: Any, base: Any = None, stats: bool | Literal["full"] = True) -> TreeDiff:
+def diff(
+    a: Any, b: Any, base: Any = None, stats: bool | Literal["whole", "full"] = True
+) -> TreeDiff:
     """What changed from tree `a` to tree `b`.
 
     Args:
@@ -19,7 +21,8 @@ def diff(a: Any, b: Any, base: Any = None, stats: bool | Literal["full"] = True)
         base: a tree that both come from: then `TreeDiff.three_way` says what each of
             them changed, and how far they agree.
         stats: whether to compute figures of the differences; "full" adds those that
-            need a singular value decomposition, and histograms.
+            need a singular value decomposition, and histograms. Trees in memory are
+            always read as a "whole".
 
     Raises:
         UnsupportedLeafError: a leaf is a function or an unknown object.

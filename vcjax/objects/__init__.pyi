@@ -1,6 +1,7 @@
 from .collect import GcPlan as GcPlan
 from .collect import plan_gc as plan_gc
 from .collect import sweep as sweep
+from .partial import PartialReader as PartialReader
 from .partial import Wanted as Wanted
 from .pruning import Pruner as Pruner
 from .pruning import PruneReport as PruneReport

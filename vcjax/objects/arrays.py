@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +208,27 @@ def _fill_value(dtype: str) -> Any:
     if dtype == "float8_e8m0fnu":
         return "0x00"  # this dtype has no zero; its all-zero byte is 2^-127
     return 0.0 if "float" in dtype else 0
+
+
+def raw_key(header: ArrayHeader, key: str, place: Sequence[int]) -> str | None:
+    """Where the bytes of a chunk are as they are in memory, followed by four of a checksum.
+
+    Args:
+        header: of a dense array.
+        key: where the array is.
+        place: of the chunk in the grid.
+
+    Returns:
+        None if they are compressed, or this machine has them in another order.
+    """
+    codecs = header.metadata.get("codecs", [])
+    names = [codec.get("name") for codec in codecs]
+    if names != ["bytes", "crc32c"] or sys.byteorder != "little":
+        return None
+    order = codecs[0].get("configuration", {}).get("endian", "little")
+    if order != "little" or header.metadata.get("chunk_key_encoding") != {"name": "default"}:
+        return None
+    return "/".join([key, "c", *map(str, place)])
 
 
 def open_array(store: Store, key: str, metadata: dict[str, Any]) -> Any:

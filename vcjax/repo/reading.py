@@ -244,7 +244,7 @@ class Reader:
         old: str | Commit = "HEAD~1",
         new: str | Commit = "HEAD",
         *,
-        stats: bool | Literal["full"] = True,
+        stats: bool | Literal["whole", "full"] = True,
         paths: list[str] | None = None,
         base: str | Commit | None = None,
     ) -> "TreeDiff":
@@ -253,8 +253,10 @@ class Reader:
         Args:
             old: a revision.
             new: a revision.
-            stats: whether to read what changed and compute figures; "full" for
-                singular values and histograms too.
+            stats: whether to read what changed and compute figures. Of a leaf of
+                which some chunks changed these alone are read, and figures that need
+                the others too, as `relative_l2`, are None; "whole" reads those as
+                well, "full" also computes singular values and histograms.
             paths: leaf path globs: only these leaves.
             base: a revision that both come from: then the diff's `three_way` says
                 what each of the two changed of it, and how far they agree.

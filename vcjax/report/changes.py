@@ -48,7 +48,8 @@ def arranged(
     Args:
         diff: the diff.
         sort: one of `ORDERS`. Figures go from the most to the least changed (the
-            smallest cosine first); leaves without figures come last.
+            smallest cosine first); leaves without figures come last, and before them
+            those of which this one is not known.
         statuses: only these; without any, all but unchanged.
     """
     chosen = [
@@ -63,11 +64,14 @@ def arranged(
         return chosen
     sign = 1 if sort == "cosine" else -1
 
-    def key(change: LeafChange) -> tuple[bool, float]:
-        stats = change.stats
-        return stats is None, 0.0 if stats is None else sign * float(stats[figure])
+    return sorted(chosen, key=lambda change: _rank(change.stats, figure, sign))
 
-    return sorted(chosen, key=key)
+
+def _rank(stats: Mapping[str, Any] | None, figure: str, sign: int) -> tuple[int, float]:
+    """A key that sorts by a figure: what has it, what has it not known, what has none."""
+    if stats is None:
+        return 2, 0.0
+    return (1, 0.0) if stats[figure] is None else (0, sign * float(stats[figure]))
 
 
 def most_changed(diff: TreeDiff) -> list[LeafChange]:
@@ -78,7 +82,7 @@ def most_changed(diff: TreeDiff) -> list[LeafChange]:
     """
 
     def key(change: LeafChange) -> tuple[bool, float]:
-        size = _relative(change)
+        size = relative(change.stats)
         return change.stats is not None, -size if math.isfinite(size) else 1.0
 
     return sorted(arranged(diff), key=key)
@@ -124,14 +128,14 @@ def stat_lines(diff: TreeDiff, sort: str = "tree", statuses: Collection[str] = (
         statuses: likewise.
     """
     changes = arranged(diff, sort, statuses)
-    sizes = [_relative(change) for change in changes]
+    sizes = [relative(change.stats) for change in changes]
     top = max((size for size in sizes if math.isfinite(size)), default=0.0)
     rows: list[list[str | Span]] = []
     for change, size in zip(changes, sizes, strict=True):
         style = STYLES[change.status]
         measured = change.stats is not None
         drawn = bar(size, top) if measured else change.status
-        amount = format_percent(size) if measured else ""
+        amount = format_percent(change.stats["relative_l2"]) if change.stats is not None else ""
         rows.append([Span(MARKS[change.status], style), change.path, amount, Span(drawn, style)])
     columns = [Column(), Column(), Column(right=True), Column()]
     return [*table(columns, rows), *_structure(diff), line(summary(diff))]
@@ -151,10 +155,8 @@ def module_lines(diff: TreeDiff, depth: int, sort: str = "tree") -> list[Line]:
         modules.sort(key=lambda module: module.path)
     elif figure is not None:
         sign = 1 if sort == "cosine" else -1
-        modules.sort(
-            key=lambda m: (m.stats is None, sign * float(m.stats[figure] if m.stats else 0))
-        )
-    sizes = [float(m.stats["relative_l2"]) if m.stats else 0.0 for m in modules]
+        modules.sort(key=lambda module: _rank(module.stats, figure, sign))
+    sizes = [relative(module.stats) for module in modules]
     top = max((size for size in sizes if math.isfinite(size)), default=0.0)
     rows: list[list[str | Span]] = []
     for module, size in zip(modules, sizes, strict=True):
@@ -176,8 +178,9 @@ def bar(size: float, top: float, width: int = BAR, character: str = "~") -> str:
     return character * math.ceil(width * share)
 
 
-def _relative(change: LeafChange) -> float:
-    return change.stats["relative_l2"] if change.stats is not None else 0.0
+def relative(stats: Mapping[str, Any] | None) -> float:
+    """|new − old| / |old| as the length of a bar; 0 where it is not known."""
+    return 0.0 if stats is None or stats["relative_l2"] is None else float(stats["relative_l2"])
 
 
 def _structure(diff: TreeDiff) -> list[Line]:

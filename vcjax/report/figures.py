@@ -23,18 +23,24 @@ def format_bytes(count: float) -> str:
     return f"{size:.{digits}f} {_UNITS[unit]}"
 
 
-def format_number(value: float) -> str:
+UNKNOWN = "–"
+"""What stands for a figure that is None: the leaf was not read as a whole."""
+
+
+def format_number(value: float | None) -> str:
     """A number with at most five digits.
 
     Example:
         >>> format_number(0.971234), format_number(1200.0), format_number(1e-7)
         ('0.97123', '1200', '1e-07')
     """
-    return f"{value:.5g}"
+    return UNKNOWN if value is None else f"{value:.5g}"
 
 
-def format_percent(fraction: float) -> str:
+def format_percent(fraction: float | None) -> str:
     """A fraction as a percentage; tiny ones do not become zero, and x / 0 is "from 0"."""
+    if fraction is None:
+        return UNKNOWN
     if fraction == math.inf:
         return "from 0"
     if not math.isfinite(fraction):

@@ -83,6 +83,7 @@ def split(path: str) -> tuple[str, str]:
 
 def _value(change: LeafChange) -> float | None:
     if change.stats is not None:
-        return float(change.stats["relative_l2"])
+        found = change.stats["relative_l2"]
+        return None if found is None else float(found)
     kept = change.status in ("unchanged", "moved") and not change.content_changed
     return 0.0 if kept else None

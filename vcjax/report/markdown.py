@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcjax.diffing import LeafChange, ModuleChange, ThreeWay, TreeDiff
-from vcjax.report.changes import bar, most_changed, summary
+from vcjax.report.changes import bar, most_changed, relative, summary
 from vcjax.report.figures import format_number
 from vcjax.report.lines import escaped
 from vcjax.report.page import amount, headline
@@ -68,12 +68,8 @@ def _three_way(three: ThreeWay) -> Iterable[str]:
         yield f"and {len(both) - SHOWN:,} more that both changed."
 
 
-def _share(stats: Mapping[str, Any] | None) -> float:
-    return 0.0 if stats is None else float(stats["relative_l2"])
-
-
 def _largest(figures: Iterable[Mapping[str, Any] | None]) -> float:
-    return max(filter(math.isfinite, map(_share, figures)), default=0.0)
+    return max(filter(math.isfinite, map(relative, figures)), default=0.0)
 
 
 def _changed_modules(diff: TreeDiff) -> list[ModuleChange]:
@@ -92,7 +88,7 @@ def _modules(modules: Sequence[ModuleChange]) -> Iterable[str]:
     top = _largest(module.stats for module in modules)
     for module in modules:
         counts = ", ".join(f"{n:,} {status}" for status, n in module.counts.items())
-        drawn = bar(_share(module.stats), top, 10, "█")
+        drawn = bar(relative(module.stats), top, 10, "█")
         yield _row(_code(module.path), counts, amount(module.stats), drawn)
 
 
@@ -109,7 +105,7 @@ def _leaves(changes: Sequence[LeafChange], top: float) -> list[str]:
                 change.status,
                 _text(change.describe()),
                 amount(stats),
-                bar(_share(stats), top, 10, "█"),
+                bar(relative(stats), top, 10, "█"),
                 *("" if value == "" else format_number(value) for value in figures),
             )
         )

@@ -1,7 +1,7 @@
 """A diff as a notebook shows it: short, and the same on light and dark pages."""
 
 from vcjax.diffing import TreeDiff
-from vcjax.report.changes import most_changed, summary
+from vcjax.report.changes import most_changed, relative, summary
 from vcjax.report.figures import format_number
 from vcjax.report.page import amount, templates
 
@@ -11,7 +11,7 @@ ROWS = 25
 def notebook_html(diff: TreeDiff) -> str:
     """The counts and the leaves that changed the most; `TreeDiff._repr_html_`."""
     changes = most_changed(diff)
-    sizes = {c.path: float(c.stats["relative_l2"]) if c.stats else 0.0 for c in changes}
+    sizes = {c.path: relative(c.stats) for c in changes}
     top = max((size for size in sizes.values() if size != float("inf")), default=0.0)
     rows = [
         {

@@ -1,6 +1,7 @@
 """Reading, writing and compare-and-set of keys, durable on the local disk."""
 
 import fcntl
+import mmap
 import os
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -102,6 +103,21 @@ class Store:
             result = self._kv.read(key).result()
         value = result.value if result.state == "value" else None
         return Versioned(value, result.stamp.generation)
+
+    def mapped(self, key: str) -> memoryview | None:
+        """The value of a key as mapped memory: of an immutable one, in a folder.
+
+        Nothing is read before it is looked at. An error of the disk then ends the
+        process, as where Git maps its objects; one that is found missing, or empty, here
+        is None, as everything in a store that is no folder.
+        """
+        if self.location.folder is None:
+            return None
+        try:
+            with (self.location.folder / key).open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError):
+            return None
 
     def exists(self, key: str) -> bool:
         """Whether a key has a value."""
