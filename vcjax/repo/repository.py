@@ -25,8 +25,8 @@ class Repository(Merger):
 
     Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
 
-    Reading is in `Reader`, committing in `Writer`, merging in `Merger`; all are part of this
-    class.
+    Reading is in `Reader`, agreeing with other processes in `Participant`, what a commit is based
+    on in `Tracker`, committing in `Writer`, merging in `Merger`; all are part of this class.
     """
 
     # -- opening ---------------------------------------------------------------
