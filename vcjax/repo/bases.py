@@ -4,7 +4,7 @@ from typing import Any
 
 from vcjax.errors import RevisionError
 from vcjax.history import Commit, Ref
-from vcjax.history.refs import HEAD, HEADS, check_name
+from vcjax.history.refnames import HEAD, HEADS, check_name
 from vcjax.repo.agreeing import Participant
 from vcjax.repo.committing import Base
 from vcjax.repo.settings import Settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vcjax import objects
 from vcjax.errors import RefError, RepositoryExistsError
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
+from vcjax.history.refnames import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
 from vcjax.repo.merger import Merger

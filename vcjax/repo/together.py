@@ -28,7 +28,7 @@ from vcjax.hashing import LeafDigest, Part, digest_bytes
 from vcjax.hashing.digests import encode_value
 from vcjax.history import LeafEntry, Manifest
 from vcjax.history.manifest import check_depth
-from vcjax.history.refs import HEAD
+from vcjax.history.refnames import HEAD
 from vcjax.objects import Order, PartWriter, SharedPlan, StagedLeaf
 from vcjax.objects.layout import PACKED_BYTES
 from vcjax.repo.processes import Conversation

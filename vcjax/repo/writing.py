@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
 from vcjax.history import Commit, Manifest
-from vcjax.history.refs import HEAD
+from vcjax.history.refnames import HEAD
 from vcjax.repo.bases import Tracker
 from vcjax.repo.committing import (
     Base,
