@@ -19,8 +19,6 @@ from vcjax.repo.committing import (
     default_author,
     stage,
 )
-from vcjax.repo.settings import Settings
-from vcjax.storage import Store
 
 if TYPE_CHECKING:
     from vcjax.hashing import DigestMemo, LeafDigest
@@ -53,9 +51,9 @@ class Writer(Tracker):
 
     in_flight_bytes: int = 2 * 1024**3
 
-    def __init__(self, store: Store, settings: Settings, local: bool = False):
-        super().__init__(store, settings, local)
-        self._committer = Committer(self.refs, self.history, self.objects, self.prunings)
+    @cached_property
+    def _committer(self) -> Committer:  # on first use, as `objects` is: `vcjax log` needs neither
+        return Committer(self.refs, self.history, self.objects, self.prunings)
 
     @cached_property
     def _background(self) -> "Background":
