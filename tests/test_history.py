@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vcjax
 from vcjax.errors import ConflictError, MergeError, RefError, RevisionError
 from vcjax.history import Commit, is_ancestor, merge_bases, walk
-from vcjax.history.refs import check_name
+from vcjax.history.refnames import check_name
 
 
 @pytest.fixture

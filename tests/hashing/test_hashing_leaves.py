@@ -10,7 +10,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vcjax import tree
-from vcjax.hashing import device, digest_leaves, leaves, speed_report, tree_digests
+from vcjax.hashing import (
+    device,
+    digest_leaves,
+    leaves,
+    scheduling,
+    speed_report,
+    tiles,
+    tree_digests,
+)
 
 SIZES = (1, 3, 1025)
 
@@ -18,7 +26,7 @@ SIZES = (1, 3, 1025)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Tiles of 1 MiB: a CPU takes 0.1 s for one of 16 MiB."""
-    monkeypatch.setattr(device, "TILE_LANES", (1024, 16384))
+    monkeypatch.setattr(scheduling, "TILE_LANES", (1024, 16384))
 
 
 def bits_of(name: str, size: int) -> np.ndarray:
@@ -130,12 +138,12 @@ def test_chunks_are_digested_by_the_devices_that_hold_them(monkeypatch):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
     array = np.arange(8 * 1024, dtype=np.float32).reshape(8, 1024)  # a row is a chunk
     placed = jax.device_put(array, NamedSharding(mesh, PartitionSpec("x")))
-    work = device._tasks([("float32", placed)])
+    work = scheduling.tasks_of([("float32", placed)])
     assert {d: [t.region.first for t in tasks] for d, tasks in work.items()} == {
         d: [i] for i, d in enumerate(mesh.devices.flat)
     }
     replicated = jax.device_put(array, NamedSharding(mesh, PartitionSpec()))
-    work = device._tasks([("float32", replicated)] * 16)
+    work = scheduling.tasks_of([("float32", replicated)] * 16)
     assert len(work) == 8  # replicas share the work
     assert max(map(len, work.values())) == min(map(len, work.values()))
 
@@ -147,13 +155,13 @@ def test_a_large_tree_compiles_one_kernel_and_few_copies():
         for i in range(150)
     }
     device._programs.cache_clear()
-    device._place.clear_cache()
+    tiles._place.clear_cache()
     digests = tree_digests(model, backend="device")
     assert digests == tree_digests(model, backend="host")
     hash_tiles, _ = device._programs((jax.devices()[0],))
     assert hash_tiles._cache_size() == 1
     kinds = 2 * len(shapes)
-    assert device._place._cache_size() == 2 * kinds  # 15 of a kind: by fours and by ones
+    assert tiles._place._cache_size() == 2 * kinds  # 15 of a kind: by fours and by ones
     assert len(set(digests.values())) == 150
 
 

@@ -178,10 +178,12 @@ def _drawn(view: _View, commit: "Commit", row: Row) -> Iterator[Line]:
 
 
 def _reflog(session: Session) -> int:
+    from vcjax.history.refnames import short_name
+
     repo = session.repo
     name = _logged(session)
     states = repo.refs.log(name)[: session.flags.limit]
-    short = name.removeprefix("refs/").partition("/")[2] or name
+    short = short_name(name)
     lines = (
         report.line(
             Span(state.commit[:8], "yellow"),

@@ -6,7 +6,7 @@ from vcjax.cli.session import Session
 
 def run(session: Session) -> int:
     """Moves the branch to where it was; again, further back."""
-    from vcjax.history.refs import HEADS, set_command
+    from vcjax.history.refnames import HEADS, set_command
 
     repo = session.repo
     branch = repo.head.branch

@@ -13,7 +13,7 @@ from vcjax.hashing import grid
 from vcjax.hashing.exchanging import exchange
 from vcjax.hashing.host import bytes_view, digest_spans
 from vcjax.hashing.owning import Share, Transfer, shares
-from vcjax.hashing.regions import Box, overlap
+from vcjax.hashing.regions import Box, box_of, overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,20 +95,16 @@ def _holders(leaf: tree.Leaf) -> dict[Box, list[int]]:
     indices = leaf.data.sharding.devices_indices_map(shape)
     found: dict[Box, list[int]] = {}
     for device in sorted(indices, key=lambda device: device.id):
-        box = _box(indices[device], shape)
+        box = box_of(indices[device], shape)
         processes = found.setdefault(box, [])
         if device.process_index not in processes:
             processes.append(device.process_index)
     return found
 
 
-def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
-    return tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True))
-
-
 def _shards(leaf: tree.Leaf) -> Iterator[tuple[Box, jax.Array]]:
     for shard in leaf.data.addressable_shards:
-        yield _box(shard.index, leaf.spec.shape), shard.data
+        yield box_of(shard.index, leaf.spec.shape), shard.data
 
 
 def _cut(leaf: tree.Leaf, box: Box) -> np.ndarray:

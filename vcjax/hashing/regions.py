@@ -36,6 +36,11 @@ class Region:
         return tuple(stop - start for start, stop in self.box)
 
 
+def box_of(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
+    """The part of an array that an index is, as shardings give it."""
+    return tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True))
+
+
 def overlap(a: Box, b: Box) -> Box | None:
     """What two boxes have in common; None if that is nothing."""
     common = tuple((max(p[0], q[0]), min(p[1], q[1])) for p, q in zip(a, b, strict=True))

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vcjax.hashing.device import Device, digest_on_devices
+from vcjax.hashing.device import digest_on_devices
 from vcjax.hashing.host import digest_arrays
+from vcjax.hashing.scheduling import Device
 
 PROBE_BYTES = 16 * 1024 * 1024
 """Bytes per measurement: one tile of the device kernel, four chunks for the threads."""

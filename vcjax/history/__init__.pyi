@@ -13,10 +13,10 @@ from .metadata import checked_metrics as checked_metrics
 from .pruning import Pruning as Pruning
 from .pruning import Prunings as Prunings
 from .records import History as History
-from .refs import Head as Head
-from .refs import Ref as Ref
+from .ref import Head as Head
+from .ref import Ref as Ref
+from .refnames import check_name as check_name
 from .refs import Refs as Refs
-from .refs import check_name as check_name
 from .revisions import Resolver as Resolver
 from .touching import Touch as Touch
 from .touching import TouchWalk as TouchWalk

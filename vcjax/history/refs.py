@@ -1,146 +1,16 @@
-"""Refs: names for commits, changed only by compare-and-set, with a log of every change."""
+"""Moving refs: only by compare-and-set, and with a log of every change."""
 
-import difflib
-import math
-import os
-import re
-import shlex
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from vcjax.errors import CorruptionError, RefError
-from vcjax.history import canonical
-from vcjax.storage import Store, Versioned
-
-HEADS, TAGS, REMOTES, ALIASES = "refs/heads/", "refs/tags/", "refs/remotes/", "aliases/"
-HEAD = "HEAD"
-KINDS = {HEADS: "branch", TAGS: "tag", REMOTES: "remote branch", ALIASES: "alias"}
-
-MAX_NAME_BYTES = 200
-"""File systems allow 255 for a file name; the log appends 18 and TensorStore's lock files 7."""
-
-_FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\]\\@]|\.\.|//|^[/\-.]|/[\-.]|[/.]$|\.lock(/|$)")
+from vcjax.history.ref import Head, Ref, decode_detached, new_ref
+from vcjax.history.reflog import RefReader
+from vcjax.history.refnames import HEAD
+from vcjax.storage import Versioned
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """One state of a ref.
-
-    Attributes:
-        name: full name, for example "refs/heads/main".
-        commit: digest it points to.
-        sequence: 1 for the first state of this name, then counting up.
-        time: when it was set, seconds since 1970 UTC.
-        reason: which operation set it, for example "commit: first try".
-        restores: the sequence number that an `undo` went back to.
-        nonce: makes every state unique, so that a lost response is told from a lost race.
-
-    The log also holds one state without a commit (`commit == ""`) for every time
-    that the ref was deleted. A detached `HEAD` is a ref too, called "HEAD"; while
-    `HEAD` is on a branch, that ref counts as deleted.
-    """
-
-    name: str
-    commit: str
-    sequence: int
-    time: float
-    reason: str
-    restores: int | None = None
-    nonce: str = ""
-
-    @property
-    def short(self) -> str:
-        """The name as users type it: "main", "v1.0", "origin/main"."""
-        for prefix in (HEADS, TAGS, REMOTES, ALIASES):
-            if self.name.startswith(prefix):
-                return self.name[len(prefix) :]
-        return self.name
-
-    def encode(self) -> bytes:
-        """The stored form: JSON, one line."""
-        body: dict[str, Any] = {
-            "commit": self.commit,
-            "sequence": self.sequence,
-            "time": self.time,
-            "reason": self.reason,
-            "nonce": self.nonce,
-        }
-        if self.restores is not None:
-            body["restores"] = self.restores
-        return canonical.encode_record(body)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What `HEAD` points to: a branch by its short name, or a commit when detached."""
-
-    branch: str | None
-    commit: str | None = None
-
-
-def check_name(name: str) -> str:
-    """A branch or tag name, if it is valid (the rules of `git check-ref-format`).
-
-    Raises:
-        RefError: it is not.
-    """
-    if not is_name(name):
-        raise RefError(
-            f"{name!r} is not a valid name for a branch or tag",
-            hint="use letters, digits, `-`, `_`, `.` and `/`; not at the beginning or end",
-        )
-    return name
-
-
-def is_name(name: str) -> bool:
-    """Whether `check_name` accepts a name."""
-    if not name or _FORBIDDEN.search(name) or name in ("HEAD", "@"):
-        return False
-    try:
-        return len(name.encode()) <= MAX_NAME_BYTES
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-
-
-def set_command(short: str, revision: str, kind: str = "branch") -> str:
-    """The command that takes a ref to a revision or makes it there, quoted for a shell."""
-    return f"`vcjax {kind} --force {shlex.quote(short)} {shlex.quote(revision)}`"
-
-
-class Refs:
+class Refs(RefReader):
     """The refs of a repository."""
-
-    def __init__(self, store: Store):
-        self._store = store
-
-    def get(self, name: str) -> Ref | None:
-        """The present state of a ref, by its full name; "HEAD" is one while detached."""
-        return self._read(name)[0]
-
-    def _read(self, name: str) -> tuple[Ref | None, Versioned]:
-        versioned = self._store.read_versioned(name)
-        if name == HEAD:
-            return _detached(versioned.value), versioned
-        ref = None if versioned.value is None else _decode(name, versioned.value)
-        return ref, versioned
-
-    def under(self, prefix: str = "refs/") -> dict[str, Ref]:
-        """{full name: ref} of all refs below a prefix."""
-        names = self._store.keys(prefix)
-        values = self._store.read_many(names)
-        pairs = zip(names, values, strict=True)
-        return {name: _decode(name, value) for name, value in pairs if value is not None}
-
-    def names(self) -> list[str]:
-        """Full names of all refs and aliases, without reading them."""
-        return self._store.keys("refs/") + self._store.keys(ALIASES)
-
-    def logged_names(self) -> list[str]:
-        """Full names of all refs that have had earlier states, deleted ones included."""
-        keys = self._store.keys("log/")
-        return list(dict.fromkeys(key[len("log/") :].rpartition("@")[0] for key in keys))
 
     def set(
         self,
@@ -176,13 +46,12 @@ class Refs:
         else:
             sequence = current.sequence + 1
             self._keep(current)
-        nonce = _nonce()
-        ref = Ref(name, commit, sequence, time.time(), reason, restores, nonce)
+        ref = new_ref(name, commit, sequence, reason, restores)
         if self._store.compare_and_set(name, ref.encode(), versioned):
             return ref
         # The response may be what was lost, not the race: our nonce tells.
         after = self.get(name)
-        return ref if after is not None and after.nonce == nonce else None
+        return ref if after is not None and after.nonce == ref.nonce else None
 
     def delete(self, name: str, expected: Ref) -> bool:
         """Deletes a ref, if it still is in the state `expected`; its log stays."""
@@ -192,55 +61,6 @@ class Refs:
         self._keep(current)
         self._log_deletion(current, "delete")
         return self._store.compare_and_set(name, None, versioned)
-
-    def lost(self, name: str) -> Ref | None:
-        """The newest logged state of a ref that is gone without having been deleted.
-
-        None if the ref exists, was deleted, or has no log: its first state is not
-        logged before it is replaced, so the loss of that one cannot be told from a
-        ref that never was.
-        """
-        last: Ref | None = None
-        while True:
-            if self.get(name) is not None:
-                return None
-            newest = next(iter(self._states(name)), None)
-            if newest is None or not newest.commit:
-                return None
-            if newest == last:  # twice, lest it was made, moved and deleted meanwhile
-                return newest
-            last = newest
-
-    def refuse_lost(self, name: str) -> None:
-        """Raises CorruptionError if `lost` finds that a ref was lost."""
-        state = self.lost(name)
-        if state is None:
-            return
-        command = set_command(state.short, state.commit, KINDS[_prefix(name)])
-        raise CorruptionError(
-            f"{name} is missing; its log ends at state {state.sequence}",
-            hint=f"{command} makes it anew there; `vcjax fsck` names later commits, if any",
-        )
-
-    def require(self, name: str) -> Ref:
-        """The present state of a ref that must exist.
-
-        Raises:
-            RefError: it does not; the hint names similar ones.
-        """
-        ref = self.get(name)
-        if ref is not None:
-            return ref
-        prefix = _prefix(name)
-        short = name.removeprefix(prefix)
-        known = [other.short for other in self.under(prefix).values()]
-        close = difflib.get_close_matches(short, known, n=3, cutoff=0.5)
-        raise RefError(
-            f"there is no {KINDS[prefix]} {short!r}",
-            hint=f"did you mean {' or '.join(close)}?"
-            if close
-            else f"there are: {', '.join(known) or 'none'}",
-        )
 
     def move(self, name: str, commit: str, reason: str, force: bool = False) -> Ref:
         """Makes a ref; with `force`, moves one, or makes one anew that was lost.
@@ -300,46 +120,48 @@ class Refs:
             raise RefError(f"somebody else changed {name} meanwhile", hint="try again")
         return ref
 
-    def log(self, name: str) -> list[Ref]:
-        """All states that a ref has had, newest first, the present one included."""
-        return [state for state in self._states(name) if state.commit]
+    def set_head(self, head: Head, reason: str = "switch") -> None:
+        """Points `HEAD` to a branch or commit, whatever it was; the last writer wins.
 
-    def _states(self, name: str) -> list[Ref]:
-        """`log`, and among it a state without a commit for every deletion."""
-        states = self._logged(name)
-        current = self.get(name)
-        if current is not None:  # a change that was not carried through may have logged more
-            states = [state for state in states if state.sequence < current.sequence]
-            states.append(current)
-        return sorted(states, key=lambda state: -state.sequence)
+        The commit of a detached `HEAD` is logged before it is left. A commit moves a
+        detached `HEAD` by `set`, which loses to a switch made meanwhile.
+        """
+        while True:
+            versioned = self._store.read_versioned(HEAD)
+            current = self._leaving_head(versioned)
+            if head.branch is not None:
+                if current is not None:
+                    self._log_deletion(current, f"{reason}: to {head.branch}")
+                data = head.encode()
+            else:
+                sequence = current.sequence + 1 if current else self._following(HEAD)
+                data = new_ref(HEAD, head.commit or "", sequence, reason).encode()
+            if self._store.compare_and_set(HEAD, data, versioned):
+                return
+            if self._store.read(HEAD) == data:
+                return
 
-    def _logged(self, name: str) -> list[Ref]:
-        """What `log/` has of a ref, in order, whether or not the ref itself is there."""
-        keys = self._store.keys(f"log/{name}@")
-        pairs = zip(keys, self._store.read_many(keys), strict=True)
-        return [_decode(name, value, key) for key, value in pairs if value is not None]
+    def _leaving_head(self, versioned: Versioned) -> Ref | None:
+        """The newest state of a detached `HEAD` that is about to be left, logged; else None."""
+        try:
+            current = decode_detached(versioned.value)
+        except CorruptionError:  # it is written anew; what its log leads to stays
+            current = None
+        if current is not None:
+            self._keep(current)
+            return current
+        last = max(self._logged(HEAD), key=lambda state: state.sequence, default=None)
+        return last if last is not None and last.commit else None
 
     def _following(self, name: str) -> int:
         """The sequence number for a ref that does not exist."""
         return max((state.sequence for state in self._logged(name)), default=0) + 1
 
-    def gaps(self, name: str) -> list[int]:
-        """Sequence numbers that the log of a ref should have and has not."""
-        found = {state.sequence for state in self._states(name)}
-        return sorted(set(range(min(found), max(found))) - found) if found else []
-
-    def former(self, name: str, since: float) -> frozenset[str]:
-        """Commits that a ref pointed to at some time after `since`, or points to now."""
-        states = self._states(name)
-        replaced = [math.inf, *(state.time for state in states)]
-        pairs = zip(states, replaced, strict=False)
-        return frozenset(state.commit for state, end in pairs if state.commit and end >= since)
-
     def forget(self, name: str, since: float) -> None:
         """Deletes from the log what was replaced before `since`."""
         states = self._states(name)
         pairs = zip(states[1:], states, strict=False)
-        self._store.delete(_log_key(old) for old, new in pairs if new.time < since)
+        self._store.delete(old.log_key for old, new in pairs if new.time < since)
 
     def _keep(self, ref: Ref) -> None:
         """Logs a state that is about to be replaced.
@@ -347,17 +169,17 @@ class Refs:
         Writing it before the change, and with content that does not depend on
         who writes it, means that no crash and no race can lose a state.
         """
-        self._store.write(_log_key(ref), ref.encode())
+        self._store.write(ref.log_key, ref.encode())
 
     def _log_deletion(self, last: Ref, reason: str) -> None:
         """Logs that a ref is deleted after the state `last`.
 
         Never overwrites: if somebody has gone on from `last`, the log has that state.
         """
-        gone = Ref(last.name, "", last.sequence + 1, time.time(), reason, None, _nonce())
-        absent = self._store.read_versioned(_log_key(gone))
+        gone = new_ref(last.name, "", last.sequence + 1, reason)
+        absent = self._store.read_versioned(gone.log_key)
         if absent.value is None:
-            self._store.compare_and_set(_log_key(gone), gone.encode(), absent)
+            self._store.compare_and_set(gone.log_key, gone.encode(), absent)
 
     def _refuse_nesting(self, name: str) -> None:
         """A folder cannot hold both `a` and `a/b`; neither may any other store."""
@@ -372,72 +194,6 @@ class Refs:
                 hint="choose a name that is no part of another one's path",
             )
 
-    def head(self) -> Head:
-        """What `HEAD` points to.
-
-        Raises:
-            CorruptionError: it is missing or garbled.
-        """
-        body = _json(HEAD, self._store.read(HEAD) or b"")
-        if isinstance(body.get("ref"), str) and body["ref"].startswith(HEADS):
-            return Head(body["ref"][len(HEADS) :])
-        if isinstance(body.get("commit"), str):
-            return Head(None, body["commit"])
-        raise CorruptionError("HEAD is garbled", hint="`vcjax switch BRANCH` writes it anew")
-
-    def set_head(self, head: Head, reason: str = "switch") -> None:
-        """Points `HEAD` to a branch or commit, whatever it was; the last writer wins.
-
-        The commit of a detached `HEAD` is logged before it is left. A commit moves a
-        detached `HEAD` by `set`, which loses to a switch made meanwhile.
-        """
-        nonce = _nonce()
-        while True:
-            versioned = self._store.read_versioned(HEAD)
-            current = self._leaving_head(versioned)
-            if head.branch is not None:
-                if current is not None:
-                    self._log_deletion(current, f"{reason}: to {head.branch}")
-                data = canonical.encode_record({"ref": HEADS + head.branch, "nonce": nonce})
-            else:
-                sequence = current.sequence + 1 if current else self._following(HEAD)
-                commit = head.commit or ""
-                data = Ref(HEAD, commit, sequence, time.time(), reason, None, nonce).encode()
-            if self._store.compare_and_set(HEAD, data, versioned):
-                return
-            if self._store.read(HEAD) == data:
-                return
-
-    def _leaving_head(self, versioned: Versioned) -> Ref | None:
-        """The newest state of a detached `HEAD` that is about to be left, logged; else None."""
-        try:
-            current = _detached(versioned.value)
-        except CorruptionError:  # it is written anew; what its log leads to stays
-            current = None
-        if current is not None:
-            self._keep(current)
-            return current
-        last = max(self._logged(HEAD), key=lambda state: state.sequence, default=None)
-        return last if last is not None and last.commit else None
-
-
-def _nonce() -> str:
-    return os.urandom(8).hex()  # as `secrets` does, which loads OpenSSL: 0.01 s
-
-
-def _prefix(name: str) -> str:
-    return next(prefix for prefix in KINDS if name.startswith(prefix))
-
-
-def _detached(value: bytes | None) -> Ref | None:
-    """The state of a detached `HEAD` in its stored bytes; None if it is on a branch."""
-    body = _json(HEAD, value or b"")
-    return None if "ref" in body else _decode(HEAD, value or b"")
-
-
-def _log_key(ref: Ref) -> str:
-    return f"log/{ref.name}@{ref.sequence:012d}.json"
-
 
 def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
     """A state of a ref that has to be in its log to undo further."""
@@ -447,29 +203,3 @@ def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
             hint="it was lost or has expired; `vcjax branch --force NAME REV` moves a branch",
         )
     return states[sequence]
-
-
-def _json(key: str, value: bytes) -> dict[str, Any]:
-    hint = "run `vcjax fsck`; `log/` holds its earlier states"
-    if key == HEAD:
-        hint = "`vcjax switch BRANCH` writes it anew"
-    return canonical.decode_record(key, value, hint)
-
-
-def _decode(name: str, value: bytes, key: str | None = None) -> Ref:
-    body = _json(key or name, value)
-    try:
-        ref = Ref(
-            name,
-            body["commit"],
-            body["sequence"],
-            body["time"],
-            body["reason"],
-            body.get("restores"),
-            body["nonce"],
-        )
-    except KeyError as error:
-        raise CorruptionError(f"{key or name} lacks {error}") from error
-    if key is not None and key != _log_key(ref):
-        raise CorruptionError(f"{key} holds another state, number {ref.sequence}")
-    return ref

@@ -24,7 +24,8 @@ from vcjax.errors import RevisionError
 from vcjax.history import ancestry
 from vcjax.history.commit import Commit
 from vcjax.history.metadata import best_value, lower_is_better
-from vcjax.history.refs import ALIASES, HEAD, HEADS, REMOTES, TAGS, Refs, is_name
+from vcjax.history.reflog import RefReader
+from vcjax.history.refnames import ALIASES, HEAD, HEADS, REMOTES, TAGS, is_name
 
 _REVISION = re.compile(r"(.*?)(?:@\{([0-9]{1,18})\})?((?:[~^][0-9]{0,18})*)", re.S)
 _STEP = re.compile(r"([~^])([0-9]*)")
@@ -41,7 +42,7 @@ class Resolver:
         find_prefix: digest prefix -> digests of all commits that begin with it.
     """
 
-    refs: Refs
+    refs: RefReader
     lookup: Callable[[str], Commit]
     find_prefix: Callable[[str], list[str]]
 

@@ -8,7 +8,7 @@ from typing import Any
 from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
-from vcjax.history.refs import HEAD, HEADS
+from vcjax.history.refnames import HEAD, HEADS
 from vcjax.objects.arrays import ArrayHeader
 from vcjax.objects.layout import leaf_key
 from vcjax.objects.store import ObjectStore

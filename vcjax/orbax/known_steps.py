@@ -14,7 +14,7 @@ from absl import logging
 
 from vcjax.errors import RepositoryNotFoundError, RevisionError, VcjaxError
 from vcjax.history import Commit
-from vcjax.history.refs import HEAD, HEADS
+from vcjax.history.refnames import HEAD, HEADS
 from vcjax.orbax import run_metadata
 from vcjax.orbax.contents import metrics_of
 from vcjax.orbax.policies import rate

@@ -1,16 +1,12 @@
-"""Committing in the background: what `commit_async` needs besides `commit`."""
+"""Committing in the background: a thread, and what waits for it."""
 
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 from absl import logging
 
-from vcjax import tree
 from vcjax.history import Commit
 
 T = TypeVar("T")
@@ -112,46 +108,3 @@ def _log_failure(future: "Future[Commit]") -> None:
     error = future.exception()
     if error is not None:
         logging.error("a background commit failed: %s", error)
-
-
-Needed = Mapping[str, Sequence[tuple[slice, ...]]]
-"""{leaf path: the regions that a commit writes of it}, of leaves that it does not write whole."""
-
-
-def copied_bytes(root: Any, needed: Needed) -> int:
-    """How many bytes `snapshot` will allocate."""
-    return sum(_copied_bytes(leaf, needed.get(path)) for path, leaf in tree.leaf_dict(root).items())
-
-
-def _copied_bytes(leaf: tree.Leaf, regions: Sequence[tuple[slice, ...]] | None) -> int:
-    if regions is not None:
-        sizes = (math.prod(b - a for a, b in tree.bounds(region)) for region in regions)
-        return sum(sizes) * tree.itemsize(leaf.spec.dtype)
-    if isinstance(leaf.data, np.ndarray) or tree.is_remote(leaf.data):
-        return leaf.data.nbytes
-    return 0
-
-
-def snapshot(root: Any, needed: Needed) -> Any:
-    """The same flattened tree, safe from what the caller does with its arrays next.
-
-    NumPy arrays may be written to, and are copied. A `jax.Array` may be donated,
-    and is fetched to the host; on CPU that is a view, and JAX does not reuse
-    a donated buffer while a view of it is held. What is lazy is read when its turn comes.
-
-    Args:
-        needed: leaves of which regions are enough, or nothing.
-    """
-    return tree.map_leaves(partial(_snapshot, needed), root)
-
-
-def _snapshot(needed: Needed, path: str, leaf: tree.Leaf) -> tree.Leaf:
-    if leaf.spec.is_value or tree.is_lazy(leaf):
-        return leaf
-    if path in needed:
-        parts = {tree.bounds(region): tree.canonical(leaf, region) for region in needed[path]}
-        data = tree.Excerpt(leaf.data.shape, leaf.data.dtype, parts) if parts else None
-        return tree.Leaf(leaf.spec, data)
-    if isinstance(leaf.data, np.ndarray):
-        return tree.Leaf(leaf.spec, np.array(leaf.data, order="C", copy=True))
-    return tree.Leaf(leaf.spec, tree.canonical(leaf))

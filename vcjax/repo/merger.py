@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vcjax import history
 from vcjax.errors import ConflictError, RefError
 from vcjax.history import Commit
-from vcjax.history.refs import HEAD, HEADS, check_name
+from vcjax.history.refnames import HEAD, HEADS, check_name
 from vcjax.repo.committing import Base, default_author
 from vcjax.repo.writing import Writer
 

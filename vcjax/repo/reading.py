@@ -19,7 +19,7 @@ from vcjax.history import (
     StoredTrees,
     TouchWalk,
 )
-from vcjax.history.refs import HEADS, TAGS
+from vcjax.history.refnames import HEADS, TAGS
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 

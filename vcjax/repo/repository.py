@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vcjax import objects
 from vcjax.errors import RefError, RepositoryExistsError
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEAD, HEADS, TAGS, check_name, set_command
+from vcjax.history.refnames import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
 from vcjax.repo.merger import Merger
@@ -25,8 +25,8 @@ class Repository(Merger):
 
     Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
 
-    Reading is in `Reader`, committing in `Writer`, merging in `Merger`; all are part of this
-    class.
+    Reading is in `Reader`, agreeing with other processes in `Participant`, what a commit is based
+    on in `Tracker`, committing in `Writer`, merging in `Merger`; all are part of this class.
     """
 
     # -- opening ---------------------------------------------------------------

@@ -28,10 +28,11 @@ from vcjax.hashing import LeafDigest, Part, digest_bytes
 from vcjax.hashing.digests import encode_value
 from vcjax.history import LeafEntry, Manifest
 from vcjax.history.manifest import check_depth
-from vcjax.history.refs import HEAD
+from vcjax.history.refnames import HEAD
 from vcjax.objects import Order, PartWriter, SharedPlan, StagedLeaf
 from vcjax.objects.layout import PACKED_BYTES
 from vcjax.repo.processes import Conversation
+from vcjax.repo.snapshots import unshared
 from vcjax.storage import Store
 
 
@@ -126,7 +127,7 @@ def hold(
     if talk.index == 0:
         for path, leaf in others.items():
             if not leaf.spec.is_value:
-                parts[path] = hashing.whole_part(_copied(leaf) if copy else leaf)
+                parts[path] = hashing.whole_part(unshared(leaf) if copy else leaf)
     else:
         found = hashing.iter_digests(
             {path: leaf for path, leaf in others.items() if path not in alone}
@@ -137,13 +138,6 @@ def hold(
         return leaf if leaf.spec.is_value else tree.Leaf(leaf.spec, None)
 
     return Held(tree.map_leaves(bare, root), frozenset(spanning), parts, copies, alone)
-
-
-def _copied(leaf: tree.Leaf) -> tree.Leaf:
-    """The same leaf, with a NumPy array of its own; JAX never writes to the host's view of one."""
-    if isinstance(leaf.data, np.ndarray):
-        return tree.Leaf(leaf.spec, np.array(leaf.data, order="C", copy=True))
-    return leaf
 
 
 def held_bytes(root: Any, count: int) -> int:

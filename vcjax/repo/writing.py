@@ -1,43 +1,30 @@
 """Writing to a repository: commit, now or in the background."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vcjax import history
-from vcjax.errors import ConflictError, RevisionError
-from vcjax.history import Commit, Manifest, Ref
-from vcjax.history.refs import HEAD, HEADS, check_name
+from vcjax.history import Commit, Manifest
+from vcjax.history.refnames import HEAD
+from vcjax.repo.bases import Tracker
 from vcjax.repo.committing import (
     Base,
     Change,
     Committer,
     StagedOnPrunedError,
     default_author,
+    stage,
 )
-from vcjax.repo.reading import Reader
-from vcjax.repo.settings import Settings
-from vcjax.storage import Store
 
 if TYPE_CHECKING:
     from vcjax.hashing import DigestMemo, LeafDigest
-    from vcjax.repo.background import Background, Needed
+    from vcjax.repo.background import Background
     from vcjax.repo.processes import Conversation
     from vcjax.repo.together import Held
-
-
-class _Details(NamedTuple):
-    """What a commit records besides the tree, checked."""
-
-    message: str
-    author: str
-    metadata: dict[str, Any]
-    metrics: dict[str, float]
-    provenance: dict[str, Any] | None
-    rebase: bool
 
 
 class _Shared(NamedTuple):
@@ -54,25 +41,19 @@ class _Shared(NamedTuple):
     end: ExitStack
 
 
-class Writer(Reader):
+class Writer(Tracker):
     """The part of `Repository` that commits.
 
     Attributes:
         in_flight_bytes: how many bytes of copies background commits may hold; may
             be set before the first of them.
-        process_timeout_s: how long another process of the same program may give no
-            sign of life before it is taken for dead, seconds. One that is alive may
-            come to a commit later than the others by five times that.
     """
 
     in_flight_bytes: int = 2 * 1024**3
-    process_timeout_s: float = 60.0
 
-    def __init__(self, store: Store, settings: Settings, local: bool = False):
-        super().__init__(store, settings)
-        self.local = local
-        self._committer = Committer(self.refs, self.history, self.objects, self.prunings)
-        self._bases: dict[str, Base] = {}
+    @cached_property
+    def _committer(self) -> Committer:  # on first use, as `objects` is: `vcjax log` needs neither
+        return Committer(self.refs, self.history, self.objects, self.prunings)
 
     @cached_property
     def _background(self) -> "Background":
@@ -131,13 +112,13 @@ class Writer(Reader):
         """
         from vcjax.tree import flatten
 
-        details = _details(message, metadata, metrics, provenance, author, rebase)
+        change = _change(message, author, metadata, metrics, provenance, rebase)
         name = self._target_name(branch)
         self._settle(name)
         if self.is_shared:
-            _, take, finish = self._shared_commit(name, tree, details, from_first)
+            _, take, finish = self._shared_commit(name, tree, change, from_first)
             return finish(take(False))
-        return self._commit(name, flatten(tree), details)
+        return self._commit(name, flatten(tree), change)
 
     def commit_async(
         self,
@@ -169,77 +150,28 @@ class Writer(Reader):
         """
         from vcjax.tree import flatten
 
-        details = _details(message, metadata, metrics, provenance, author, rebase)
+        change = _change(message, author, metadata, metrics, provenance, rebase)
         name = self._target_name(branch)
         if self.is_shared:
             self._settle(name)
-            parts = self._shared_commit(name, tree, details, from_first)
+            parts = self._shared_commit(name, tree, change, from_first)
             return self._background.submit(name, *parts)
-        from vcjax.repo.background import copied_bytes, snapshot
+        from vcjax.repo.snapshots import copied_bytes, needed_regions, remote_digests, snapshot
 
         root = flatten(tree)
         self._settle(name)
-        digests = self._remote_digests(root)
+        digests = remote_digests(root, self._memo)
         before = self._tip_of(name, self._base(name)).manifest
-        needed = self._needed(root, digests, before)
+        needed = needed_regions(root, digests, before, self.objects)
         return self._background.submit(
             name,
             copied_bytes(root, needed),
             lambda copy: snapshot(root, needed) if copy else root,
-            lambda safe: self._commit(name, safe, details, digests),
+            lambda safe: self._commit(name, safe, change, digests),
         )
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether this is one of several processes that commit to the repository together."""
-        if self.local:
-            return False
-        from vcjax.repo.processes import several
-
-        return several(self.url)
-
-    def agree(
-        self,
-        find: Callable[..., Any],
-        bring: Callable[[], Any] | None = None,
-    ) -> Any:
-        """What `find` gives on process 0, on all processes; they call this together.
-
-        For decisions that must not differ, such as whether to save now. With one
-        process, or a repository of its own for each, this merely calls both.
-
-        Args:
-            find: called on process 0, without arguments, or with the list of what each
-                process brings. What both give must be made of MessagePack types.
-            bring: called on every process before that. If it fails on one process, all fail.
-
-        Raises:
-            VcjaxError: whatever `find` raised.
-            ProcessError: `bring` failed on another process, or one was not heard of
-                for `process_timeout_s`.
-        """
-        if not self.is_shared:
-            return find() if bring is None else find([bring()])
-        from vcjax.repo.processes import agree
-
-        if bring is None:
-            return agree(self.url, self.process_timeout_s, lambda _: find(), lambda: None)
-        return agree(self.url, self.process_timeout_s, find, bring)
-
-    def decline(self, error: BaseException) -> None:
-        """Tells the other processes that this one cannot take part in what they do next.
-
-        To be called in the place of `commit`, `commit_async` or `agree` when something
-        has failed on the way there: the others then raise a `ProcessError` in theirs,
-        at once. Does nothing if there are no others.
-        """
-        if self.is_shared:
-            from vcjax.repo.processes import Conversation
-
-            Conversation(self.url, self.process_timeout_s).fail(error)
-
     def _shared_commit(
-        self, name: str | None, tree: Any, details: _Details, from_first: list[str] | None
+        self, name: str | None, tree: Any, change: "partial[Change]", from_first: list[str] | None
     ) -> "tuple[int, Callable[[bool], _Shared], Callable[[_Shared], Commit]]":
         """A commit by all processes: the bytes of its copies, and its two halves.
 
@@ -265,59 +197,14 @@ class Writer(Reader):
 
         def finish(shared: _Shared) -> Commit:
             with shared.end:
-                if talk.index == 0:
-                    return self._lead(talk, name, shared.held, details)
-                compress = self.settings.compress
-                return self.history.commit(together.follow(talk, shared.held, self.store, compress))
+                parts = talk, shared.held, self.store, self.settings.compress
+                if talk.index != 0:
+                    return self.history.commit(together.follow(*parts))
+                commit = self._record(name, change, together.Leader(*parts).stage)
+                talk.send({"commit": commit.digest})
+                return commit
 
         return together.held_bytes(root, talk.count), take, finish
-
-    def _lead(
-        self, talk: "Conversation", name: str | None, held: "Held", details: _Details
-    ) -> Commit:
-        """What process 0 does of a commit by all processes."""
-        from vcjax.repo.together import Leader
-
-        leader = Leader(talk, held, self.store, self.settings.compress)
-        base = self._base(name)
-        while True:
-            tip = self._tip_of(name, base)
-            change = Change(leader.stage(tip.manifest), *details, staged_on=tip.commit)
-            try:
-                commit = self._publish(name, change, base)
-            except StagedOnPrunedError:
-                continue  # the tip has moved: stage on the present one
-            talk.send({"commit": commit.digest})
-            return commit
-
-    def _needed(
-        self, root: Any, digests: "Mapping[str, LeafDigest]", before: Manifest | None
-    ) -> "Needed":
-        """What has to be fetched of leaves on accelerators that are not written whole."""
-        from vcjax.objects import StagedLeaf
-        from vcjax.tree import leaf_dict
-
-        leaves = leaf_dict(root)
-        known, former = (before.locations, before.leaves) if before else ({}, {})
-        needed: dict[str, Sequence[tuple[slice, ...]]] = {}
-        for path, digest in digests.items():
-            if digest.leaf.hex() in known:
-                needed[path] = ()
-            elif path in former:
-                staged = StagedLeaf(leaves[path], digest, former[path])
-                regions = self.objects.needed_regions(staged)
-                if regions is not None:
-                    needed[path] = regions
-        return needed
-
-    def _remote_digests(self, root: Any) -> "dict[str, LeafDigest]":
-        """Digests of the leaves on accelerators: those that are stored are not fetched."""
-        from vcjax import hashing
-        from vcjax.tree import is_remote, leaf_dict
-
-        leaves = leaf_dict(root)
-        remote = {path: leaf for path, leaf in leaves.items() if is_remote(leaf.data)}
-        return hashing.digest_leaves(remote, memo=self._memo)
 
     @cached_property
     def _memo(self) -> "DigestMemo":
@@ -362,7 +249,7 @@ class Writer(Reader):
         self,
         name: str | None,
         root: Any,
-        details: _Details,
+        change: "partial[Change]",
         digested: "Mapping[str, LeafDigest] | None" = None,
     ) -> Commit:
         """Commits a flattened tree.
@@ -371,146 +258,65 @@ class Writer(Reader):
             digested: digests of leaves that are known already, by leaf path.
         """
         from vcjax import hashing
-        from vcjax.repo.committing import stage
+        from vcjax.repo.snapshots import require_stored
         from vcjax.tree import is_lazy, leaf_dict
 
-        base, digested = self._base(name), digested or {}
+        known = digested or {}
         rest = {
             path: leaf
             for path, leaf in leaf_dict(root).items()
-            if not leaf.spec.is_value and path not in digested and not is_lazy(leaf)
+            if not leaf.spec.is_value and path not in known and not is_lazy(leaf)
         }
+
+        def staged(before: Manifest | None) -> Manifest:
+            require_stored(root, known, before)
+            digests = chain(known.items(), hashing.iter_digests(rest, memo=self._memo))
+            return stage(root, self.objects, before, digests)
+
+        return self._record(name, change, staged)
+
+    def _record(
+        self,
+        name: str | None,
+        change: "partial[Change]",
+        staged: Callable[[Manifest | None], Manifest],
+    ) -> Commit:
+        """Commits a tree.
+
+        Args:
+            change: but for the tree.
+            staged: stores the leaves that the tree of the commit before has not.
+        """
+        base = self._base(name)
         while True:
             tip = self._tip_of(name, base)
-            _require_data(root, digested, tip)
-            digests = chain(digested.items(), hashing.iter_digests(rest, memo=self._memo))
-            manifest = stage(root, self.objects, tip.manifest, digests)
+            whole = change(staged(tip.manifest), staged_on=tip.commit)
             try:
-                return self._publish(name, Change(manifest, *details, staged_on=tip.commit), base)
+                return self._publish(name, whole, base)
             except StagedOnPrunedError:
                 continue  # the tip has moved: stage on the present one
-
-    def _tip_of(self, name: str | None, base: Base) -> Base:
-        """The commit whose leaves need not be stored again: the branch points to it.
-
-        Without a manifest if it was pruned, and the branch moved to it later.
-        """
-        ref = self.refs.get(name or HEAD)
-        digest = ref.commit if ref else base.commit
-        if digest is not None and self.prunings.get(digest) is not None:
-            return Base(digest, None)
-        return self._base_at(digest)
 
     def _publish(self, name: str | None, change: Change, base: Base) -> Commit:
         commit = self._committer.publish(name or HEAD, change, base)
         self._bases[name or HEAD] = Base(commit.digest, change.manifest)
         return commit
 
-    def _target_name(self, branch: str | None) -> str | None:
-        """The full name of the branch to commit to; None for a detached `HEAD`."""
-        if branch is not None:
-            return HEADS + check_name(branch)
-        head = self.refs.head()
-        return None if head.branch is None else HEADS + head.branch
 
-    def _base(self, name: str | None) -> Base:
-        """What a tree that is committed to a branch is taken to be based on."""
-        name = name or HEAD
-        if name in self._bases:
-            return self._bases[name]
-        ref = self.refs.get(name)
-        return self._base_at(ref.commit if ref else self._head_digest())
-
-    def _base_at(self, digest: str | None) -> Base:
-        if digest is None:
-            return Base(None, None)
-        return Base(digest, self.history.manifest_of(self.history.commit(digest)))
-
-    def _head_digest(self) -> str | None:
-        try:
-            return self.resolver.head_digest()
-        except RevisionError:  # the branch has no commit yet
-            return None
-
-    def restore(
-        self,
-        revision: str | Commit = "HEAD",
-        like: Any = None,
-        paths: list[str] | str | None = None,
-        verify: bool = True,
-    ) -> Any:
-        """The tree of a commit; see `Reader.restore`.
-
-        What was restored from the tip of the current branch, or from a detached
-        `HEAD`, is what the next commit to it is taken to change.
-
-        If `like` has arrays on the devices of several processes, these call this
-        together: process 0 says which commit the revision is, and each reads only
-        the chunks that its own devices hold parts of.
-        """
-        if like is not None and self.is_shared:
-            from vcjax.repo.restoring import is_spanning
-
-            if is_spanning(like):
-                revision = self.agree(lambda: self.resolve(revision).digest)
-        commit, tip = self._resolve_beside_tip(revision)
-        restored = super().restore(commit, like, paths, verify)
-        if tip is not None and tip.commit == commit.digest:
-            self._bases[tip.name] = self._base_at(commit.digest)
-        return restored
-
-    def _resolve_beside_tip(self, revision: str | Commit) -> tuple[Commit, Ref | None]:
-        """The commit that a revision names, and what `HEAD` or its branch was at that moment.
-
-        Were the tip read before or after, a commit that somebody makes in between
-        would be taken for what this writer has seen, and its changes be undone.
-        """
-        while True:
-            tip = self._tip()
-            commit = self.resolve(revision)
-            if self._tip() == tip:
-                return commit, tip
-
-    def _tip(self) -> Ref | None:
-        branch = self.head.branch
-        return self.refs.get(HEAD if branch is None else HEADS + branch)
-
-
-def _require_data(root: Any, digested: "Mapping[str, LeafDigest]", tip: Base) -> None:
-    """Raises if a leaf that was not fetched, as the branch had it, is there no more.
-
-    Raises:
-        ConflictError: naming those leaves.
-    """
-    from vcjax.tree import leaf_dict
-
-    known = tip.manifest.locations if tip.manifest else {}
-    lost = [
-        path
-        for path, leaf in leaf_dict(root).items()
-        if leaf.data is None and digested[path].leaf.hex() not in known
-    ]
-    if lost:
-        raise ConflictError(
-            "the branch has moved since the commit began, and lacks leaves that were not fetched:",
-            paths=lost,
-            hint="commit again",
-        )
-
-
-def _details(
+def _change(
     message: str,
+    author: str | None,
     metadata: Mapping[str, Any] | None,
     metrics: Mapping[str, Any] | None,
     provenance: Mapping[str, Any] | None,
-    author: str | None,
     rebase: bool,
-) -> _Details:
-    return _Details(
-        message,
-        author or default_author(),
-        history.checked_metadata(dict(metadata or {})),
-        history.checked_metrics(metrics),
-        history.checked_metadata(provenance, "provenance"),
-        rebase,
+) -> "partial[Change]":
+    """What a commit records, checked, but for the tree."""
+    return partial(
+        Change,
+        message=message,
+        author=author or default_author(),
+        metadata=history.checked_metadata(dict(metadata or {})),
+        metrics=history.checked_metrics(metrics),
+        provenance=history.checked_metadata(provenance, "provenance"),
+        rebase=rebase,
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refs import HEADS, KINDS, TAGS
+from vcjax.history.refnames import HEADS, TAGS, prefix_of
 from vcjax.report.figures import format_bytes, format_number, format_time
 from vcjax.report.lines import Line, Span, line
 from vcjax.report.saved_items import item_fields
@@ -21,14 +21,12 @@ def decorations(head: Head, refs: Iterable[Ref]) -> dict[str, list[str]]:
     if head.commit is not None:
         found[head.commit] = ["HEAD"]
     order = {HEADS: 0, TAGS: 1}
-    for ref in sorted(refs, key=lambda ref: (order.get(_prefix(ref), 2), ref.name)):
+    for ref in sorted(refs, key=lambda ref: (order.get(prefix_of(ref.name), 2), ref.name)):
         names = found.setdefault(ref.commit, [])
         if ref.name == f"{HEADS}{head.branch}":
             names.insert(0, f"HEAD -> {ref.short}")
-        elif _prefix(ref) in (HEADS, TAGS):
-            names.append(f"tag: {ref.short}" if _prefix(ref) == TAGS else ref.short)
         else:
-            names.append(ref.name.removeprefix("refs/remotes/").removeprefix("aliases/"))
+            names.append(f"tag: {ref.short}" if prefix_of(ref.name) == TAGS else ref.short)
     return found
 
 
@@ -38,10 +36,6 @@ def full_names(refs: Iterable[Ref]) -> dict[str, list[str]]:
     for ref in sorted(refs, key=lambda ref: ref.name):
         found.setdefault(ref.commit, []).append(ref.name)
     return found
-
-
-def _prefix(ref: Ref) -> str:
-    return next(prefix for prefix in KINDS if ref.name.startswith(prefix))
 
 
 def oneline(commit: Commit, names: Sequence[str], change: str | None = None) -> Line:

@@ -1,0 +1,141 @@
+"""One state of a ref or of `HEAD`, and its stored form."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from vcjax.errors import CorruptionError
+from vcjax.history import canonical
+from vcjax.history.refnames import HEAD, HEADS, short_name
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One state of a ref.
+
+    Attributes:
+        name: full name, for example "refs/heads/main".
+        commit: digest it points to.
+        sequence: 1 for the first state of this name, then counting up.
+        time: when it was set, seconds since 1970 UTC.
+        reason: which operation set it, for example "commit: first try".
+        restores: the sequence number that an `undo` went back to.
+        nonce: makes every state unique, so that a lost response is told from a lost race.
+
+    The log also holds one state without a commit (`commit == ""`) for every time
+    that the ref was deleted. A detached `HEAD` is a ref too, called "HEAD"; while
+    `HEAD` is on a branch, that ref counts as deleted.
+    """
+
+    name: str
+    commit: str
+    sequence: int
+    time: float
+    reason: str
+    restores: int | None = None
+    nonce: str = ""
+
+    @property
+    def short(self) -> str:
+        """The name as users type it: "main", "v1.0", "origin/main"."""
+        return short_name(self.name)
+
+    @property
+    def log_key(self) -> str:
+        """Where the log keeps this state."""
+        return f"log/{self.name}@{self.sequence:012d}.json"
+
+    def encode(self) -> bytes:
+        """The stored form: JSON, one line."""
+        body: dict[str, Any] = {
+            "commit": self.commit,
+            "sequence": self.sequence,
+            "time": self.time,
+            "reason": self.reason,
+            "nonce": self.nonce,
+        }
+        if self.restores is not None:
+            body["restores"] = self.restores
+        return canonical.encode_record(body)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What `HEAD` points to: a branch by its short name, or a commit when detached."""
+
+    branch: str | None
+    commit: str | None = None
+
+    def encode(self) -> bytes:
+        """The stored form of a `HEAD` on a branch; a detached one is stored as a `Ref`."""
+        return canonical.encode_record({"ref": f"{HEADS}{self.branch}", "nonce": _nonce()})
+
+
+def new_ref(name: str, commit: str, sequence: int, reason: str, restores: int | None = None) -> Ref:
+    """A state that a ref takes on now."""
+    return Ref(name, commit, sequence, time.time(), reason, restores, _nonce())
+
+
+def _nonce() -> str:
+    return os.urandom(8).hex()  # as `secrets` does, which loads OpenSSL: 0.01 s
+
+
+def decode_ref(name: str, value: bytes, key: str | None = None) -> Ref:
+    """The state of a ref in its stored bytes.
+
+    Args:
+        name: full name of the ref.
+        value: the bytes.
+        key: where they are stored, if not under the name.
+
+    Raises:
+        CorruptionError: they are damaged, or those of another state.
+    """
+    body = _record(key or name, value)
+    try:
+        ref = Ref(
+            name,
+            body["commit"],
+            body["sequence"],
+            body["time"],
+            body["reason"],
+            body.get("restores"),
+            body["nonce"],
+        )
+    except KeyError as error:
+        raise CorruptionError(f"{key or name} lacks {error}") from error
+    if key is not None and key != ref.log_key:
+        raise CorruptionError(f"{key} holds another state, number {ref.sequence}")
+    return ref
+
+
+def decode_head(value: bytes | None) -> Head:
+    """What `HEAD` points to, from its stored bytes.
+
+    Raises:
+        CorruptionError: it is missing or garbled.
+    """
+    body = _record(HEAD, value or b"")
+    if isinstance(body.get("ref"), str) and body["ref"].startswith(HEADS):
+        return Head(body["ref"][len(HEADS) :])
+    if isinstance(body.get("commit"), str):
+        return Head(None, body["commit"])
+    raise CorruptionError("HEAD is garbled", hint="`vcjax switch BRANCH` writes it anew")
+
+
+def decode_detached(value: bytes | None) -> Ref | None:
+    """The state of a detached `HEAD` in its stored bytes; None if it is on a branch.
+
+    Raises:
+        CorruptionError: it is missing or damaged.
+    """
+    stored = value or b""
+    return None if "ref" in _record(HEAD, stored) else decode_ref(HEAD, stored)
+
+
+def _record(key: str, value: bytes) -> dict[str, Any]:
+    hint = "run `vcjax fsck`; `log/` holds its earlier states"
+    if key == HEAD:
+        hint = "`vcjax switch BRANCH` writes it anew"
+    return canonical.decode_record(key, value, hint)
