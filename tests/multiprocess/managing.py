@@ -137,7 +137,7 @@ def plain(url, step, local=False, **options):
 
 
 def restored(url, shape, step=None, how="pytree", dtype="float32"):
-    """Which leaves are wrong, whether arrays are where they should be, bytes read, other items."""
+    """Which leaves are wrong, whether arrays are where they should be, other items."""
     manager, like = managers[url], abstract(shape, np.dtype(dtype))
     if how == "pytree":
         restore_args = jax.tree.map(
@@ -151,9 +151,7 @@ def restored(url, shape, step=None, how="pytree", dtype="float32"):
         args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
     else:
         args = ocp.args.StandardRestore(like)
-    before = worker.bytes_read()
     found = manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-    read = worker.bytes_read() - before
     expected = content(manager.latest_step() if step is None else step)
     wrong = []
     for name, array in found["params"].items():
@@ -165,7 +163,7 @@ def restored(url, shape, step=None, how="pytree", dtype="float32"):
         ]
     placed = all(found["params"][name].sharding == place for name, place in places(shape).items())
     same = found["step"] == expected["step"] and (found["table"] == expected["table"]).all()
-    return {"wrong": wrong, "placed": placed, "rest": bool(same), "read": read}
+    return {"wrong": wrong, "placed": placed, "rest": bool(same)}
 
 
 def others(url, step):

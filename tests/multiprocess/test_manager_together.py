@@ -89,7 +89,6 @@ def test_a_training_run_and_its_continuation_by_others(groups, group, url):
 
 
 def test_restoring_what_one_process_saved(pair, url):
-    """Each of two reads only the half of a leaf that it needs."""
     pair.call("manage", url=url)
     with ocp.CheckpointManager(url) as alone:
         alone.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave(content(0))))
