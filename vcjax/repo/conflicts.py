@@ -159,6 +159,11 @@ class _RuleBook:
         return side
 
 
+def has_base(decision: Decision) -> bool:
+    """Whether a conflict can be settled by what the sides come from."""
+    return not _is_undecided(decision.base)
+
+
 def _is_undecided(node: Any) -> bool:
     """Whether the bases disagree on a node, or on something below it."""
     if isinstance(node, tree.Node):

@@ -34,6 +34,15 @@ class Resumer(Merger):
         state = self.merges.get(target)
         return None if state is None else progress_of(state, self.history, self.refs.get(target))
 
+    def merges_under_way(self) -> "list[MergeProgress]":
+        """Where all merges under way stand, by branch."""
+        from vcjax.repo.resuming import progress_of
+
+        return [
+            progress_of(state, self.history, self.refs.get(state.target))
+            for state in self.merges.all()
+        ]
+
     def continue_merge(
         self,
         branch: str | None = None,

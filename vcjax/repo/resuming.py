@@ -111,9 +111,11 @@ def decided(
     paths = tuple(rule for rule in new if rule[0] != "**")
     rest = tuple(rule for rule in new if rule[0] == "**")
     former = tuple(rule for rule in state.rules if rule[0] not in dict(new))
+    leaves_some, left_some = ("method" in dict(rules).values() for rules in (new, state.rules))
+    had_all = state.method is not None and not left_some
+    if (method is not None and not leaves_some) or (had_all and leaves_some):
+        rest = (*rest, ("**", "method"))
     if method is not None:
-        if not any(side == "method" for _, side in new):
-            rest = (*rest, ("**", "method"))
         state = replace(state, method=method, weights=None)  # which were for another one
     given = {"weights": weights, "key": key, **details}
     given = {name: value for name, value in given.items() if value is not None}
