@@ -20,7 +20,7 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "method",
         None,
-        "`METHOD` that merges the leaves that both sides changed: average, linear, ties, slerp…, "
+        "`METHOD` that merges the leaves that several sides changed: average, linear, ties, slerp…, "
         "with parameters: 'ties(density=0.3)'",
         flag_values=values,
     )
@@ -65,7 +65,11 @@ def define(values: flags.FlagValues) -> None:
         "message", None, "`TEXT` of the merge commit", short_name="m", flag_values=values
     )
     flags.DEFINE_string(
-        "branch", None, "`NAME` of the branch that moves, if A is none", flag_values=values
+        "branch",
+        None,
+        "`NAME` of the branch that moves, if A is none; with --continue and --abort, of the branch "
+        "whose merge is meant, if it is not the current one",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
         "metric", [], "`NAME=NUMBER` to record; may be repeated", flag_values=values
@@ -225,7 +229,7 @@ def _planned(session: Session, request: _Request) -> "tuple[MergePlan, dict[str,
 
 COMMAND = Command(
     name="merge",
-    summary="Merge two lines of development, leaf by leaf",
+    summary="Merge two or more lines of development, leaf by leaf",
     usage="[A] B | A B C… | MODEL…",
     run=run,
     arguments=(0, None),

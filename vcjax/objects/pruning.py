@@ -54,8 +54,8 @@ class Pruner:
     def prune(self, commits: Iterable[str], policy: str) -> PruneReport:
         """Deletes the data that only pruned commits use, whatever its age.
 
-        Spared are commits that a ref points to or a merge is under way of, and data that a writer has relied
-        upon within `GRACE_SECONDS`: its commit may be in progress.
+        Spared are commits that a ref points to or a merge under way is of, and data that
+        a writer has relied upon within `GRACE_SECONDS`: its commit may be in progress.
 
         Args:
             commits: digests of the commits to prune.
