@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -339,6 +340,10 @@ def test_abort_and_several_sides(fork, cli):
     run = lambda *words: cli(*words, f"--repo={fork.url}")  # noqa: E731
     fork.branch("third", "main~1")
     fork.commit({**BASE, "n": 7}, "third", branch="third")
+    code, out, _ = run("merge", "main", "side", "third", "--dry-run", "--rule=n=third")
+    assert code == 1
+    assert re.search(r"p/c +side\n", out)
+    assert re.search(r"p/b +conflict, open\n", out)
     assert run("merge", "main", "side", "third", "--rule=n=third")[0] == 1
     assert "Merging side and third into main: 3 of 4" in run("status")[1]
     code, out, _ = run("merge", "--abort")

@@ -3,9 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vcjax import Repository, merging
 from vcjax.errors import ConflictError, MergeError
+from vcjax.tree import LeafSpec, Node, leaf_dict
 
 W = np.float32([1, 2, 3, 4])
 
@@ -256,3 +259,58 @@ def test_unrelated_histories(tmp_path):
     commit = repo.merge("main", "one", "two", method="average")
     np.testing.assert_array_equal(repo.restore()["w"], W * 2)
     assert commit.provenance["bases"] == []
+
+
+class Leaf:
+    """A leaf of which only spec and digest matter."""
+
+    def __init__(self, value):
+        self.spec = LeafSpec("float32", (value,), "numpy")
+        self.digest = str(value)
+
+
+def node_of(flat):
+    """A tree of two folders and a leaf beside them, from {path: number or None}."""
+    found = {}
+    for path, value in flat.items():
+        folder, _, name = path.rpartition("/")
+        inner = found.setdefault(folder, {})
+        if value is not None:
+            inner[name] = Leaf(value)
+    top = found.pop("", {})
+    top |= {
+        name: Node("dict", tuple(inner), tuple(inner.values())) for name, inner in found.items()
+    }
+    names = tuple(sorted(top))
+    return Node("dict", names, tuple(top[name] for name in names))
+
+
+def digest(node):
+    if isinstance(node, Node):
+        return repr(
+            [(key, digest(child)) for key, child in zip(node.keys, node.children, strict=True)]
+        )
+    return node.digest
+
+
+PATHS = ("p/a", "p/b", "q/a", "q/b", "r")
+FLAT = st.fixed_dictionaries(dict.fromkeys(PATHS, st.sampled_from([None, 1, 2, 3])))
+
+
+@given(FLAT, st.lists(FLAT, min_size=2, max_size=5))
+def test_plans_of_trees_are_those_of_their_leaves(base, sides):
+    roots = [node_of(side) for side in sides]
+    plan = merging.plan_octopus(node_of(base), roots, {}, digest)
+    merged = leaf_dict(plan.root)
+    for path in PATHS:
+        changed = {side[path] for side in sides if side[path] != base[path]}
+        if len(changed) > 1:
+            decision = plan.conflicts[path]
+            who = [at for at, side in enumerate(sides) if side[path] != base[path]]
+            assert list(decision.changed) == who
+            continue
+        expected = changed.pop() if changed else base[path]
+        found = merged.get(path)
+        assert (None if found is None else found.digest) == (expected and str(expected))
+        assert path not in plan.conflicts
+    assert set(plan.conflicts) <= set(PATHS)

@@ -20,8 +20,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "method",
         None,
-        "`METHOD` that merges the leaves that several sides changed: average, linear, ties, slerp…, "
-        "with parameters: 'ties(density=0.3)'",
+        "`METHOD` that merges the leaves that several sides changed: average, linear, ties, "
+        "slerp…, with parameters: 'ties(density=0.3)'",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -208,7 +208,7 @@ def _plan(session: Session, request: _Request) -> int:
     session.out.report(
         "merge_plan",
         {**plan.to_dict(), "settled": settled, "conflicts": left},
-        report.merge_plan_lines(plan, settled),
+        report.merge_plan_lines(plan, settled, request.sides),
     )
     return 1 if left else 0
 
