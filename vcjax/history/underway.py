@@ -7,7 +7,7 @@ from typing import Any
 
 from vcjax.errors import CorruptionError, MergeError
 from vcjax.history import canonical
-from vcjax.history.refs import HEAD, HEADS
+from vcjax.history.refnames import HEAD, HEADS
 from vcjax.storage import Store
 
 PREFIX = "merges/"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vcjax import history, merging
 from vcjax.errors import MergeError
 from vcjax.history import Commit, MergeState
-from vcjax.history.refs import HEAD, HEADS
+from vcjax.history.refnames import HEAD, HEADS
 from vcjax.history.underway import listing
 from vcjax.repo.committing import default_author
 from vcjax.repo.merger import Merger
