@@ -238,6 +238,8 @@ def test_merge_conflicts_change_nothing(cli, project, document):
     assert err.startswith("error: HEAD and side changed ")
     assert "\n  head.weight: " in err
     assert "\nhint: " in err
+    assert document("merge", "--continue", code=1)["conflicts"] == ["head.weight"]
+    assert document("merge", "--abort")["outcome"] == "aborted"
     assert document("merge", "side", code=1)["conflicts"] == ["head.weight"]
     assert cli("merge", "side", "--dry_run")[0] == 1
     assert project.branches == before

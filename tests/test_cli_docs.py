@@ -72,6 +72,8 @@ REPORTS = {
     "switch": ("switch", ["switch", "side"]),
     "merge": ("merge", ["merge", "side", "--resolve=ours"]),
     "merge_files": ("merge", ["merge", "HEAD", "three.npz", "--output=merged"]),
+    "merge_rerun": ("merge", ["merge", "--rerun=HEAD"]),
+    "status": ("status", ["status"]),
     "merge_plan": ("merge", ["merge", "side", "--dry_run"]),
     "undo": ("undo", ["undo"]),
     "fsck": ("fsck", ["fsck"]),
@@ -107,6 +109,10 @@ def test_documents_are_as_documented(kind, project, capsys):
     name, words = REPORTS[kind]
     if kind == "import":
         assert main(["export", "orbax", "HEAD", "saved"]) == 0
+        capsys.readouterr()
+    if kind in ("merge_rerun", "status"):
+        settled = ["--resolve=ours"] if kind == "merge_rerun" else []
+        assert main(["merge", "side", *settled]) == (not settled)
         capsys.readouterr()
     main([*words, "--json"])
     document = json.loads(capsys.readouterr().out)

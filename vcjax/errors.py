@@ -22,7 +22,7 @@ and a `hint` that says what to do next::
     ├── ProcessError              another process of a multi-process program failed
     │   └── ProcessTimeoutError   it was not heard of for too long
     ├── FormatError               a checkpoint file cannot be read or written
-    └── MergeError                a merge method cannot be applied to these inputs
+    └── MergeError                a merge cannot be done as asked: its method, its sides
 """
 
 from collections.abc import Sequence
@@ -140,4 +140,4 @@ class FormatError(VcjaxError, ValueError):
 
 
 class MergeError(VcjaxError, ValueError):
-    """A merge method cannot be applied to these inputs."""
+    """A merge cannot be done as asked: its method does not fit, or another one is under way."""

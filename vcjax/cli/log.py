@@ -54,6 +54,7 @@ def run(session: Session) -> int:
     if session.flags.reflog:
         return _reflog(session)
     repo, values = session.repo, session.flags
+    _note_merges(session)
     refs = [*repo.refs.under("refs/").values(), *repo.refs.under("aliases/").values()]
     names = report.decorations(repo.head, refs)
     commits, touched, parents = _commits(session, names)
@@ -70,6 +71,13 @@ def run(session: Session) -> int:
     lines = _graph(view, commits, parents) if values.graph else _list(view, commits)
     session.out.lines(lines)
     return 0
+
+
+def _note_merges(session: Session) -> None:
+    """Says on stderr which merges are under way: there is no commit that would show it."""
+    for target in session.repo.merges.targets():
+        short = target.removeprefix("refs/heads/")
+        session.out.note(f"a merge into {short} is under way: `vcjax status`")
 
 
 _Parents = Callable[["Commit"], Sequence[str]]

@@ -1,21 +1,18 @@
-"""`vcjax merge`: three-way merge of two lines of development."""
+"""`vcjax merge`: merge of two or more lines of development."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from vcjax import errors, report
-from vcjax.cli import merge_models
+from vcjax.cli import merge_models, merge_underway
 from vcjax.cli.command import Command, UsageError
 from vcjax.cli.session import Session
-from vcjax.cli.values import metrics, pair
+from vcjax.cli.values import metrics
 
 if TYPE_CHECKING:
-    from vcjax.history import Commit
     from vcjax.merging import MergeMethod, MergePlan
-
-SIDES = ("ours", "theirs", "base")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -23,8 +20,8 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "method",
         None,
-        "`METHOD` that merges the leaves that both sides changed: average, linear, ties, slerp…, "
-        "with parameters: 'ties(density=0.3)'",
+        "`METHOD` that merges the leaves that several sides changed: average, linear, ties, "
+        "slerp…, with parameters: 'ties(density=0.3)'",
         flag_values=values,
     )
     flags.DEFINE_multi_string(
@@ -40,13 +37,27 @@ def define(values: flags.FlagValues) -> None:
         "seed", None, "`SEED` of methods that draw random numbers (dare)", flag_values=values
     )
     flags.DEFINE_enum(
-        "resolve", None, SIDES, "take this side of every conflict", flag_values=values
+        "resolve",
+        None,
+        ("ours", "theirs", "base"),
+        "take this side of every conflict",
+        flag_values=values,
     )
+    flags.DEFINE_boolean("ours", False, "the same as --resolve=ours", flag_values=values)
+    flags.DEFINE_boolean("theirs", False, "the same as --resolve=theirs", flag_values=values)
     flags.DEFINE_multi_string(
         "rule",
         [],
-        "`GLOB=SIDE`: take this side of conflicts at these leaf paths; the first rule that matches "
-        "counts; may be repeated",
+        "`GLOB=SIDE`: take this side of conflicts at these leaf paths: ours, theirs, base, or "
+        "method to leave them to that; of three or more sides those after A go by their names; "
+        "the first rule that matches counts; may be repeated",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "interactive",
+        False,
+        "go through the conflicts one by one and ask",
+        short_name="i",
         flag_values=values,
     )
     flags.DEFINE_boolean("dry_run", False, "only show the plan", flag_values=values)
@@ -54,12 +65,46 @@ def define(values: flags.FlagValues) -> None:
         "message", None, "`TEXT` of the merge commit", short_name="m", flag_values=values
     )
     flags.DEFINE_string(
-        "branch", None, "`NAME` of the branch that moves, if A is none", flag_values=values
+        "branch",
+        None,
+        "`NAME` of the branch that moves, if A is none; with --continue and --abort, of the branch "
+        "whose merge is meant, if it is not the current one",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
         "metric", [], "`NAME=NUMBER` to record; may be repeated", flag_values=values
     )
+    _define_underway(values)
     _define_models(values)
+
+
+def _define_underway(values: flags.FlagValues) -> None:
+    """Defines the flags about merges that were begun or made before."""
+    flags.DEFINE_boolean(
+        "continue",
+        False,
+        "add decisions to the merge under way into the current branch, and finish it",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "replan",
+        False,
+        "with --continue, if the branch has moved: merge into what it is at now",
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "abort",
+        False,
+        "drop the merge under way into the current branch",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "rerun",
+        None,
+        "`REV`: merge again what this merge commit was made of, and say whether the same comes "
+        "out; stores nothing",
+        flag_values=values,
+    )
 
 
 def _define_models(values: flags.FlagValues) -> None:
@@ -92,7 +137,7 @@ def _define_models(values: flags.FlagValues) -> None:
 
 
 def run(session: Session) -> int:
-    """Merges B into A, or the only one given into HEAD."""
+    """Merges B, C… into A, or the only one given into HEAD."""
     values = session.flags
     if values.recipe:
         return merge_models.run_recipe(session)
@@ -100,101 +145,61 @@ def run(session: Session) -> int:
         return merge_models.run_models(session)
     if values.base or values.dtype:
         raise UsageError("--base and --dtype are for whole models", hint="add --whole or --output")
-    if len(session.args) not in (1, 2):
-        raise UsageError("merge takes one or two revisions", hint="vcjax merge [A] B")
-    ours, theirs = session.args if len(session.args) == 2 else ("HEAD", session.args[0])
+    if values["continue"].value or values.abort or values.rerun or values.replan:
+        return merge_underway.run(session)
+    if not session.args:
+        raise UsageError(
+            "merge takes one or more revisions",
+            hint="vcjax merge [A] B, or vcjax merge A B C… for more than two",
+        )
+    sides = session.args if len(session.args) > 1 else ["HEAD", *session.args]
     request = _Request(
-        ours,
-        theirs,
+        tuple(sides),
         merge_models.method_of(values),
-        _rules(values),
+        merge_underway.rules_of(values, sides),
         merge_models.weights_of(values),
     )
     if values.dry_run:
         return _plan(session, request)
+    merge_underway.check_terminal(values)
     repo = session.repo
-    before = repo.resolve(ours), repo.resolve(theirs)
+    before = [repo.resolve(side).digest for side in sides]
     try:
-        with session.out.progress(f"merging {theirs} into {ours}") as progress:
+        with session.out.progress(f"merging {', '.join(sides[1:])} into {sides[0]}") as progress:
             commit = repo.merge(
-                ours,
-                theirs,
+                *sides,
                 method=request.method,
                 resolve=request.rules,
                 weights=request.weights,
-                key=_key(values.seed),
+                key=values.seed,
                 message=values.message,
                 branch=values.branch,
                 metrics=metrics(values.metric),
                 author=session.author,
+                keep_conflicts=True,
                 progress=progress,
             )
     except errors.ConflictError as error:
-        return _conflict(session, request, error)
-    outcome = _outcome(commit, *before)
-    session.out.line(f"{_WORDS[outcome]}: {commit.digest[:8]} {commit.summary}")
-    decided = (commit.provenance or {}).get("decisions", {}) if outcome == "merged" else {}
-    counts = {how: list(decided.values()).count(how) for how in dict.fromkeys(decided.values())}
-    if counts:
-        session.out.line(" " + ", ".join(f"{n:,} {how}" for how, n in counts.items()))
-    fields = {"outcome": outcome, "commit": report.commit_document(commit), "decisions": decided}
-    session.out.document("merge", {**fields, "conflicts": []})
-    return 0
+        return merge_underway.unfinished(session, error, _branch(session, sides[0]))
+    return merge_underway.finished(session, commit, before)
 
 
-_WORDS = {
-    "merged": "Merged",
-    "fast_forward": "Fast-forward",
-    "up_to_date": "Up to date already",
-}
+def _branch(session: Session, ours: str) -> str | None:
+    """The branch that a merge moves; None for the current one."""
+    if session.flags.branch or ours in ("HEAD", "@"):
+        return session.flags.branch
+    name = session.repo.resolver.ref_name(ours) or ours
+    return name.removeprefix("refs/heads/")
 
 
 @dataclass(frozen=True)
 class _Request:
     """What the command line asks for."""
 
-    ours: str
-    theirs: str
+    sides: tuple[str, ...]
     method: "MergeMethod | None"
-    rules: dict[str, str]
+    rules: list[tuple[str, str]]
     weights: list[float] | None
-
-
-def _rules(values: Any) -> dict[str, str]:
-    """{leaf path glob: side}, those of `--rule` before that of `--resolve`."""
-    rules = dict(pair("rule", text) for text in values.rule)
-    for glob, side in rules.items():
-        if side not in SIDES:
-            raise UsageError(
-                f"--rule={glob}={side}: {side!r} is no side", hint=f"one of {', '.join(SIDES)}"
-            )
-    return {**rules, **({"**": values.resolve} if values.resolve else {})}
-
-
-def _key(seed: int | None) -> Any:
-    if seed is None:
-        return None
-    import jax  # only here, for its two seconds
-
-    return jax.random.key(seed)
-
-
-def _outcome(commit: "Commit", ours: "Commit", theirs: "Commit") -> str:
-    if commit.digest == ours.digest:
-        return "up_to_date"
-    return "fast_forward" if commit.digest == theirs.digest else "merged"
-
-
-def _conflict(session: Session, request: _Request, error: "errors.ConflictError") -> int:
-    """Reports what is left to settle, as a document too."""
-    if not session.out.json:
-        raise error
-    _, _, left = _planned(session, request)
-    fields = {"outcome": "conflict", "commit": None, "decisions": {}, "conflicts": left}
-    session.out.document("merge", fields)
-    session.out.note(report.Span("error: ", "bold red"), error.message.partition("\n")[0])
-    session.out.note(report.Span("hint: ", "bold cyan"), error.hint or "")
-    return 1
 
 
 def _plan(session: Session, request: _Request) -> int:
@@ -203,38 +208,39 @@ def _plan(session: Session, request: _Request) -> int:
     session.out.report(
         "merge_plan",
         {**plan.to_dict(), "settled": settled, "conflicts": left},
-        report.merge_plan_lines(plan, settled),
+        report.merge_plan_lines(plan, settled, request.sides),
     )
     return 1 if left else 0
 
 
 def _planned(session: Session, request: _Request) -> "tuple[MergePlan, dict[str, str], list[str]]":
     """The plan, {path of a conflict: what settles it}, and the paths of those left."""
-    from vcjax.repo.merging import chosen_sides  # loads TensorStore
+    from vcjax.repo.conflicts import chosen_sides, left_to_method  # loads TensorStore
 
-    plan = session.repo.plan_merge(request.ours, request.theirs)
-    settled: dict[str, str] = dict.fromkeys(chosen_sides(plan, request.rules), "rule")
+    plan = session.repo.plan_merge(*request.sides)
+    chosen = chosen_sides(plan, request.rules, request.sides)
+    settled: dict[str, str] = dict.fromkeys(chosen, "rule")
     if request.method is not None:
-        settled = dict.fromkeys(_mergeable(plan), str(request.method.name)) | settled
+        conflicts, name = plan.conflicts, str(request.method.name)
+        wanted = left_to_method(plan, request.rules)
+        settled |= {path: name for path in wanted if conflicts[path].verdict == "conflict"}
     return plan, settled, [path for path in plan.conflicts if path not in settled]
-
-
-def _mergeable(plan: "MergePlan") -> list[str]:
-    """The conflicts that a method can settle: neither deleted nor of another shape or dtype."""
-    return [decision.path for decision in plan.decisions if decision.verdict == "conflict"]
 
 
 COMMAND = Command(
     name="merge",
-    summary="Merge two lines of development, leaf by leaf",
-    usage="[A] B | MODEL…",
+    summary="Merge two or more lines of development, leaf by leaf",
+    usage="[A] B | A B C… | MODEL…",
     run=run,
     arguments=(0, None),
     define=define,
     details="What only one side changed since their common ancestor is taken from it. For leaves "
-    "that both changed: first the --rule that matches, then --resolve, then --method. What is "
-    "left are conflicts: they are listed, nothing is changed, and the exit code is 1. A (HEAD "
-    "where it is left out) is the branch that moves.\n\n"
+    "that several changed: first the --rule that matches, then --resolve, then --method, which "
+    "merges those sides alone that changed the leaf. A (HEAD where it is left out) is the branch "
+    "that moves.\n\n"
+    "What is left are conflicts: they are listed, the branch stays where it is, and the exit code "
+    "is 1. The merge is kept: --continue adds rules or a method and finishes it, --interactive "
+    "asks about each conflict, --abort drops it, `vcjax status` says how it stands.\n\n"
     "With --whole or --output any number of models are merged whole by --method (average by "
     "default): revisions, checkpoint files, folders of safetensors in Hugging Face naming, "
     "directories of Orbax (their latest step), in any mix. Leaves are read, merged and written "

@@ -11,7 +11,7 @@ from vcjax.cli.command import Command, UsageError
 
 GROUPS = {
     "Record and restore": ("init", "commit", "checkout"),
-    "Look": ("log", "show", "ls", "diff", "similarity", "blame", "plot"),
+    "Look": ("status", "log", "show", "ls", "diff", "similarity", "blame", "plot"),
     "Bring in and take out": ("import", "export"),
     "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
     "Take care": ("fsck", "gc", "stats", "doctor"),

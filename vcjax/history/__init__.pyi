@@ -1,3 +1,5 @@
+from .ancestry import common_bases as common_bases
+from .ancestry import independent as independent
 from .ancestry import is_ancestor as is_ancestor
 from .ancestry import merge_bases as merge_bases
 from .ancestry import walk as walk
@@ -20,3 +22,5 @@ from .refs import Refs as Refs
 from .revisions import Resolver as Resolver
 from .touching import Touch as Touch
 from .touching import TouchWalk as TouchWalk
+from .underway import MergeState as MergeState
+from .underway import MergeStates as MergeStates

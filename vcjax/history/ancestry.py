@@ -6,7 +6,7 @@ descendants, whatever the clocks said.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vcjax.history.commit import Commit
 
@@ -75,15 +75,21 @@ def is_ancestor(ancestor: str, descendant: str, lookup: Lookup) -> bool:
 
 
 def merge_bases(one: str, other: str, lookup: Lookup) -> list[str]:
-    """The best common ancestors of two commits.
+    """The best common ancestors of two commits (see `common_bases`)."""
+    return common_bases([one, other], lookup)
 
-    These are the common ancestors that are no ancestor of another common
+
+def common_bases(digests: Sequence[str], lookup: Lookup) -> list[str]:
+    """The best common ancestors of some commits.
+
+    These are the ancestors of all of them that are no ancestor of another such
     ancestor: one in simple histories, two or more after criss-cross merges,
     none for unrelated histories.
     """
-    left, right, stale = 1, 2, 4
-    flags: dict[str, int] = {one: left}
-    flags[other] = flags.get(other, 0) | right
+    common, stale = (1 << len(digests)) - 1, 1 << len(digests)
+    flags: dict[str, int] = {}
+    for at, digest in enumerate(digests):
+        flags[digest] = flags.get(digest, 0) | 1 << at
     queue = [(-lookup(digest).generation, digest) for digest in flags]
     heapq.heapify(queue)
     queued = set(flags)
@@ -92,7 +98,7 @@ def merge_bases(one: str, other: str, lookup: Lookup) -> list[str]:
         digest = heapq.heappop(queue)[1]
         queued.discard(digest)
         mark = flags[digest]
-        if mark & (left | right) == left | right and not mark & stale:
+        if mark & common == common and not mark & stale:
             bases.append(digest)
             mark |= stale
         for parent in lookup(digest).parents:
@@ -101,3 +107,13 @@ def merge_bases(one: str, other: str, lookup: Lookup) -> list[str]:
                 queued.add(parent)
                 heapq.heappush(queue, (-lookup(parent).generation, parent))
     return bases
+
+
+def independent(digests: Sequence[str], lookup: Lookup) -> list[str]:
+    """Those of some commits that are no ancestor of another of them, each once."""
+    unique = list(dict.fromkeys(digests))
+    return [
+        digest
+        for digest in unique
+        if not any(is_ancestor(digest, other, lookup) for other in unique if other != digest)
+    ]

@@ -76,5 +76,6 @@ from .threeway import ABSENT as ABSENT
 from .threeway import Decision as Decision
 from .threeway import MergePlan as MergePlan
 from .threeway import plan_merge as plan_merge
+from .threeway import plan_octopus as plan_octopus
 from .trees import merge as merge
 from .view import View as View

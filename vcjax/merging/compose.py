@@ -119,7 +119,7 @@ def view_as(
 
 
 def to_config(method: MergeMethod | Transform) -> dict[str, Any]:
-    """The method as JSON: `{"name": …, "parameters": {…}}`.
+    """The method as JSON: `{"name": …, "parameters": {…}}`; mappings keep their order.
 
     Raises:
         MergeError: a parameter is traced, so its value is not known.
@@ -130,8 +130,8 @@ def to_config(method: MergeMethod | Transform) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (MergeMethod, Transform)):
         return to_config(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Mapping):  # the first glob that matches counts, and JSON sorts its keys
+        return {"items": [[str(key), _plain(inner)] for key, inner in value.items()]}
     if isinstance(value, (tuple, list)):
         return [_plain(inner) for inner in value]
     if isinstance(value, jax.core.Tracer):
@@ -188,7 +188,17 @@ def _revive(value: Any) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"name", "parameters"}:
             return _make(value["name"], value["parameters"])
+        if set(value) == {"items"} and _are_pairs(value["items"]):
+            return {key: _revive(inner) for key, inner in value["items"]}
         return {key: _revive(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_revive(inner) for inner in value)
     return value
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether a value is what `_plain` makes of the items of a mapping."""
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
+        for pair in value
+    )

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcjax.history import History, Prunings, Refs
+from vcjax.history import History, MergeStates, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.arrays import ArrayHeader
@@ -71,7 +71,8 @@ def plan_gc(
             a damaged repository, since what looks dead may not be.
     """
     now = time.time()
-    tips = tips_of(refs, reflog)
+    merges = MergeStates(objects.store)
+    tips = tips_of(refs, merges, reflog)
     pruned = prunings.all()
     referenced = live_of(history, objects, tips, pruned)
     loose = [digest for digest in history.all_commits() if digest not in referenced.commits]
@@ -135,7 +136,8 @@ def sweep(
 
     What came to be referenced since the plan was made is spared.
     """
-    live = live_of(history, objects, tips_of(refs, plan.reflog), prunings.all())
+    tips = tips_of(refs, MergeStates(objects.store), plan.reflog)
+    live = live_of(history, objects, tips, prunings.all())
     for name in refs.logged_names():
         refs.forget(name, time.time() - plan.reflog)
     objects.store.delete(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcjax.history import Commit, Head, History, Ref, Refs
+from vcjax.history import Commit, Head, History, MergeStates, Ref, Refs
 from vcjax.objects.layout import leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
 
@@ -22,9 +22,9 @@ def commits_of(states: RefStates) -> set[str]:
     return {state.commit for state in states.values() if state.commit}
 
 
-def tips_of(refs: Refs, reflog_seconds: float) -> frozenset[str]:
-    """Commits that refs point to, or pointed to within the age of the log."""
-    tips = commits_of(present(refs))
+def tips_of(refs: Refs, merges: MergeStates, reflog_seconds: float) -> frozenset[str]:
+    """Commits that refs point to, or pointed to within the age of the log, or being merged."""
+    tips = commits_of(present(refs)) | merges.commits()
     for name in refs.logged_names():
         tips |= refs.former(name, time.time() - reflog_seconds)
     return frozenset(tips)

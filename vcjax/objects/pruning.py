@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcjax.history import History, Prunings, Refs, canonical
+from vcjax.history import History, MergeStates, Prunings, Refs, canonical
 from vcjax.objects.collect import REFLOG_SECONDS, GcPlan, delete_object
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.objects.liveness import RefStates, ancestors, commits_of, objects_of, present
@@ -40,6 +40,7 @@ class Pruner:
 
     def __init__(self, refs: Refs, history: History, prunings: Prunings, objects: ObjectStore):
         self._refs, self._history = refs, history
+        self._merges = MergeStates(objects.store)
         self._prunings, self._objects = prunings, objects
         self._lock = threading.Lock()
         self._states: set[str] = set()  # keys of the log that were read
@@ -53,8 +54,8 @@ class Pruner:
     def prune(self, commits: Iterable[str], policy: str) -> PruneReport:
         """Deletes the data that only pruned commits use, whatever its age.
 
-        Spared are commits that a ref points to, and data that a writer has relied
-        upon within `GRACE_SECONDS`: its commit may be in progress.
+        Spared are commits that a ref points to or a merge under way is of, and data that
+        a writer has relied upon within `GRACE_SECONDS`: its commit may be in progress.
 
         Args:
             commits: digests of the commits to prune.
@@ -65,7 +66,7 @@ class Pruner:
         """
         with self._lock:
             digests = tuple(dict.fromkeys(commits))
-            tips = commits_of(present(self._refs))
+            tips = commits_of(present(self._refs)) | self._merges.commits()
             pruned = tuple(digest for digest in digests if digest not in tips)
             spared = tuple(digest for digest in digests if digest in tips)
             if pruned:
@@ -108,7 +109,7 @@ class Pruner:
         """
         seen = present(self._refs)
         states = self._new_states()
-        tips = commits_of(seen).union(filter(None, states.values()))
+        tips = commits_of(seen).union(filter(None, states.values()), self._merges.commits())
         new = ancestors(self._history, tips, self._live).keys()
         self._live.update(new)
         # The note of a deletion gives way to a state if the deletion was not carried through.

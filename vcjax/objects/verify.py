@@ -7,7 +7,7 @@ from typing import Any
 
 from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
-from vcjax.history import Commit, History, LeafEntry, Manifest, Prunings, Refs
+from vcjax.history import Commit, History, LeafEntry, Manifest, MergeStates, Prunings, Refs
 from vcjax.history.refnames import HEAD, HEADS
 from vcjax.objects.arrays import ArrayHeader
 from vcjax.objects.layout import leaf_key
@@ -88,7 +88,12 @@ def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore)
     pruned = prunings.all()
     for digest in sorted(pruned):
         report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
-    commits = _check_commits(report, history, _check_refs(report, refs))
+    tips = _check_refs(report, refs)
+    merges = MergeStates(objects.store)
+    for target in merges.targets():
+        state = report.check(f"merges/{target}", lambda target=target: merges.get(target))
+        tips.update(state.commits if state else ())
+    commits = _check_commits(report, history, tips)
     report.commits = len(commits)
     _check_lost_refs(report, refs, history, {commit.digest for commit in commits})
     entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}

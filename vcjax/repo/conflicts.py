@@ -1,11 +1,13 @@
-"""Conflicts of a three-way merge: which a side settles, and what is said of the others."""
+"""Conflicts of a merge: which a side settles, and what is said of the others."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vcjax import tree
 from vcjax.errors import ConflictError, MergeError
+from vcjax.history.underway import listing
 from vcjax.merging import ABSENT, Decision, MergePlan
 
 
@@ -17,11 +19,36 @@ class Undecided:
     spec: Any = None
 
 
-def explain(decision: Decision) -> str:
-    """What either side made of a leaf, in words."""
-    sides = {"ours": decision.ours, "theirs": decision.theirs}
+SIDES = ("ours", "theirs")
+"""What the sides of a merge of two are called, whatever their names."""
+
+Rules = Mapping[str, str] | Sequence[tuple[str, str]] | str
+"""A side for all conflicts, or sides by leaf path glob, of which the first that matches counts."""
+
+
+def side_names(names: Sequence[str]) -> tuple[str, ...]:
+    """What rules and messages call the sides: of more than two, all but ours by their names."""
+    return SIDES if len(names) <= 2 else ("ours", *names[1:])
+
+
+def as_pairs(resolve: Rules | None) -> tuple[tuple[str, str], ...]:
+    """Rules as (leaf path glob, side), in the order in which they count."""
+    if isinstance(resolve, str):
+        return (("**", resolve),)
+    pairs = resolve.items() if isinstance(resolve, Mapping) else resolve or ()
+    return tuple((str(glob), str(side)) for glob, side in pairs)
+
+
+def exactly(path: str) -> str:
+    """The glob that matches a leaf path alone, and what is below it."""
+    return re.sub(r"[*?\[]", lambda mark: f"[{mark[0]}]", path)
+
+
+def explain(decision: Decision, sides: Sequence[str] = SIDES) -> str:
+    """What each side made of a leaf, in words."""
     words = []
-    for side, node in sides.items():
+    for at in decision.changed:
+        side, node = sides[at], decision.sides[at]
         if node is ABSENT:
             words.append(f"deleted in {side}")
         elif isinstance(node, tree.Node):
@@ -31,30 +58,61 @@ def explain(decision: Decision) -> str:
     return ", ".join(words)
 
 
-def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Choice:
+    """What settles a conflict.
+
+    Attributes:
+        node: what is taken: a manifest entry, a `Node`, or `ABSENT`.
+        sides: places of the sides that it is from; none if it is the base's.
+    """
+
+    node: Any
+    sides: tuple[int, ...]
+
+
+def check_rules(resolve: Rules | None, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The rules as pairs.
+
+    Raises:
+        MergeError: a side that the merge does not have.
+    """
+    rules = as_pairs(resolve)
+    sides = side_names(names)
+    for _, side in rules:
+        if side not in (*sides, "base", "method"):
+            known = ", ".join(map(repr, (*sides, "base")))
+            raise MergeError(f"{side!r} is no side of a merge", hint=f"use one of {known}")
+    return rules
+
+
+def chosen_sides(
+    plan: MergePlan, resolve: Rules | None, names: Sequence[str] = SIDES
+) -> dict[str, Choice]:
     """The conflicts that are settled by taking one side.
 
     Args:
-        resolve: a side ("ours", "theirs", "base") for all conflicts, or
-            {path glob: side}.
+        plan: of the merge.
+        resolve: a side ("ours", "theirs" or the name of one of several, "base") for
+            all conflicts, or by path glob. What is left to "method" is not among them.
+        names: of all sides.
 
     Raises:
-        MergeError: an unknown side.
+        MergeError: an unknown side, or no base to take.
     """
-    rules = {"**": resolve} if isinstance(resolve, str) else dict(resolve or {})
-    for side in rules.values():
-        if side not in ("ours", "theirs", "base"):
-            raise MergeError(
-                f"{side!r} is no side of a merge", hint="use 'ours', 'theirs' or 'base'"
-            )
+    rules = _RuleBook(check_rules(resolve, names))
+    sides = side_names(names)
     chosen = {}
     for path, decision in plan.conflicts.items():
-        for glob, side in rules.items():
-            if tree.pattern(glob).match(path):
-                chosen[path] = getattr(decision, side)
-                break
-    undecided = [path for path, node in chosen.items() if _is_undecided(node)]
-    if isinstance(plan.root, Decision) and chosen.get(plan.root.path, plan.root) is ABSENT:
+        side = rules.side(path)
+        if side == "base":
+            chosen[path] = Choice(decision.base, ())
+        elif side in sides:
+            at = sides.index(side)
+            chosen[path] = Choice(decision.sides[at], (at,))
+    undecided = [path for path, choice in chosen.items() if _is_undecided(choice.node)]
+    whole = chosen.get(plan.root.path) if isinstance(plan.root, Decision) else None
+    if whole is not None and whole.node is ABSENT:
         undecided.append("the whole tree")
     if undecided:
         raise MergeError(
@@ -63,6 +121,47 @@ def chosen_sides(plan: MergePlan, resolve: Mapping[str, str] | str | None) -> di
             "or several that disagree",
         )
     return chosen
+
+
+def left_to_method(plan: MergePlan, resolve: Rules | None) -> list[str]:
+    """The conflicts that a method is to settle, if it can.
+
+    Where rules leave some to "method", these; else all that no rule settles.
+    """
+    pairs = as_pairs(resolve)
+    wanted = "method" if any(side == "method" for _, side in pairs) else None
+    rules = _RuleBook(pairs)
+    return [path for path in plan.conflicts if rules.side(path) == wanted]
+
+
+class _RuleBook:
+    """Rules by which a leaf is found quickly: many are the path of one leaf."""
+
+    def __init__(self, rules: Sequence[tuple[str, str]]):
+        self._plain: dict[str, tuple[int, str]] = {}
+        self._globs: list[tuple[int, re.Pattern[str], str]] = []
+        for at, (glob, side) in enumerate(rules):
+            if any(mark in glob for mark in "*?["):
+                self._globs.append((at, tree.pattern(glob), side))
+            else:
+                self._plain.setdefault(glob, (at, side))
+
+    def side(self, path: str) -> str | None:
+        """The side that the first rule that matches names; None if no rule does."""
+        above = [path[:at] for at, mark in enumerate(path) if mark == "/"]
+        plain = [self._plain[name] for name in (path, *above) if name in self._plain]
+        first, side = min(plain, default=(len(self._plain) + len(self._globs), None))
+        for at, glob, other in self._globs:
+            if at > first:
+                break
+            if glob.match(path):
+                return other
+        return side
+
+
+def has_base(decision: Decision) -> bool:
+    """Whether a conflict can be settled by what the sides come from."""
+    return not _is_undecided(decision.base)
 
 
 def _is_undecided(node: Any) -> bool:
@@ -81,9 +180,9 @@ def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) ->
     left = [d for path, d in plan.conflicts.items() if path not in settled]
     if left:
         raise ConflictError(
-            f"{' and '.join(names)} changed {len(left)} {'leaf' if len(left) == 1 else 'leaves'} "
+            f"{listing(names)} changed {len(left)} {'leaf' if len(left) == 1 else 'leaves'} "
             "differently:",
-            paths=[f"{d.path}: {explain(d)}" for d in left],
+            paths=[f"{d.path}: {explain(d, side_names(names))}" for d in left],
             hint=advice(left),
         )
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vcjax import history
@@ -13,7 +14,12 @@ from vcjax.repo.writing import Writer
 
 if TYPE_CHECKING:
     from vcjax.merging import MergeMethod
+    from vcjax.repo.auditing import Rerun
+    from vcjax.repo.conflicts import Rules
+    from vcjax.repo.merging import MergeRequest
     from vcjax.repo.models import Model
+
+HINT = "the merge is kept: `vcjax merge --continue` goes on, `vcjax merge --abort` drops it"
 
 
 class Merger(Writer):
@@ -22,10 +28,9 @@ class Merger(Writer):
     def merge(
         self,
         ours: str | Commit,
-        theirs: str | Commit | None = None,
-        *,
+        *theirs: str | Commit,
         method: "MergeMethod | str | Mapping[str, Any] | None" = None,
-        resolve: Mapping[str, str] | str | None = None,
+        resolve: "Rules | None" = None,
         message: str | None = None,
         branch: str | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -33,47 +38,55 @@ class Merger(Writer):
         author: str | None = None,
         weights: Any = None,
         key: Any = None,
+        keep_conflicts: bool = False,
         progress: "Callable[[int, int], None] | None" = None,
     ) -> Commit:
-        """Three-way merge: what one side changed is taken, what both changed is settled.
+        """Merges by history: what one side changed is taken, what several changed is settled.
 
         Args:
             ours: a revision. If it is a branch, that branch moves to the result.
-            theirs: another revision. With only one given, it is merged into `HEAD`.
-            method: a merge method (`vcjax.merging`) for the leaves that both changed:
-                `average()`, its name, or its {"name": …, "parameters": …}.
+            theirs: one or more other revisions. With only one revision given at all,
+                that is merged into `HEAD`.
+            method: a merge method (`vcjax.merging`) for the leaves that several changed:
+                `average()`, its name, or its {"name": …, "parameters": …}. It merges
+                those sides alone that changed the leaf.
             resolve: a side ("ours", "theirs", "base") for all conflicts, or
-                {leaf path glob: side}; goes before `method`.
+                {leaf path glob: side}; goes before `method`. Of more than two sides, all
+                but "ours" are called by their revisions as given. "method" leaves a leaf
+                to `method`.
             message: of the commit.
             branch: the branch that moves, if not `ours`. It must be at `ours`.
             metadata: JSON types. metrics: {name: number}. author: as for `commit`.
             weights: one number per side, for the method. key: for random methods.
+            keep_conflicts: take down the merge if conflicts are left, so that
+                `continue_merge` can settle them later. The branch does not move.
             progress: called with the bytes that were read for the method, and of all.
 
         Leaves are merged one by one (`vcjax.repo.executing`); if the process is killed,
         the same merge goes on where it was.
 
         Returns:
-            The merge commit; `theirs` itself if it merely continues `ours`, and
-            `ours` if it contains `theirs` already. Its provenance records the
+            The merge commit; the other side itself if it merely continues `ours`, and
+            `ours` if it contains all others already. Its provenance records the
             method, its parameters, the inputs and every decision.
 
         Raises:
             ConflictError: conflicts are left that nothing settles; names every path.
             RefError: `ours` is no branch and none is given.
-            MergeError: `method` is no merge method, or cannot be applied.
+            MergeError: `method` is no merge method, or cannot be applied; or a merge
+                into the branch is under way.
         """
-        from vcjax.repo.merging import MergeRequest, as_method, merge_commits
+        from vcjax.repo.merging import MergeRequest, as_method
+        from vcjax.repo.resuming import state_of
 
         method = as_method(method)
-        if theirs is None:
-            ours, theirs = "HEAD", ours
-        name = self._merge_target(ours, branch)
+        sides: list[str | Commit] = [ours, *theirs] if theirs else ["HEAD", ours]
+        name = self._merge_target(sides[0], branch)
+        self.merges.refuse(name or HEAD)
         self._settle(name)
         request = MergeRequest(
-            ours=self.resolve(ours),
-            theirs=self.resolve(theirs),
-            names=(_label(ours), _label(theirs)),
+            sides=tuple(map(self.resolve, sides)),
+            names=tuple(map(_label, sides)),
             method=method,
             resolve=resolve,
             weights=weights,
@@ -84,16 +97,54 @@ class Merger(Writer):
             metrics=history.checked_metrics(metrics),
             progress=progress,
         )
-        outcome = merge_commits(request, self.history, self.objects)
+        state = state_of(request, name or HEAD) if keep_conflicts else None
+        return self._merged(name, request, state and partial(self.merges.start, state))
+
+    def _merged(
+        self, name: str | None, request: "MergeRequest", keep: Callable[[], None] | None = None
+    ) -> Commit:
+        """Merges, and moves the branch; if there are conflicts left, keeps them first."""
+        from vcjax.repo.merging import merge_commits
+
+        ours = request.sides[0]
+        try:
+            outcome = merge_commits(request, self.history, self.objects)
+        except ConflictError as error:
+            if keep is not None:
+                keep()
+                error.hint = "; ".join(filter(None, [error.hint, HINT]))
+            raise
         if isinstance(outcome, Commit):
-            if outcome.digest != request.ours.digest:
-                self._fast_forward(name, request.ours, outcome)
+            if outcome.digest != ours.digest:
+                self._fast_forward(name, ours, outcome)
             return outcome
-        base = Base(request.ours.digest, self.history.manifest_of(request.ours))
+        base = Base(ours.digest, self.history.manifest_of(ours))
         commit = self._publish(name, outcome, base)
         for stored in request.stored:
             stored.forget()
         return commit
+
+    def remerge(
+        self,
+        revision: str | Commit = "HEAD",
+        progress: "Callable[[int, int], None] | None" = None,
+    ) -> "Rerun":
+        """Merges again what a merge commit says that it was merged from, and compares.
+
+        Nothing is stored. Inputs, method, parameters, weights, key and rules are those
+        of the commit's provenance.
+
+        Args:
+            revision: a merge commit.
+            progress: as for `merge`.
+
+        Raises:
+            MergeError: the commit does not say how it was merged.
+            PrunedError: the data of an input were let go.
+        """
+        from vcjax.repo.auditing import rerun
+
+        return rerun(self, self.resolve(revision), progress)
 
     def merge_models(
         self,

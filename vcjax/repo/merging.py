@@ -1,109 +1,172 @@
-"""Merging commits: find the base, plan from manifests, let a method settle the conflicts."""
+"""Merging commits: plan from manifests, let rules and a method settle the conflicts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vcjax import merging, tree
 from vcjax.errors import ConflictError, MergeError
-from vcjax.history import (
-    Commit,
-    History,
-    LeafEntry,
-    Manifest,
-    checked_metadata,
-    is_ancestor,
-    merge_bases,
-)
-from vcjax.merging import ABSENT, Decision, MergePlan
+from vcjax.history import Commit, History, LeafEntry, Manifest, checked_metadata, is_ancestor
+from vcjax.history.underway import listing
+from vcjax.merging import Decision, MergePlan
 from vcjax.merging.inputs import check_complex, check_globs, check_inputs
 from vcjax.objects import ObjectStore
-from vcjax.repo.committing import Change, digest_lookup
-from vcjax.repo.conflicts import Undecided, advice, chosen_sides, explain, refuse
+from vcjax.repo.committing import Change
+from vcjax.repo.conflicts import (
+    Choice,
+    Rules,
+    advice,
+    as_pairs,
+    chosen_sides,
+    explain,
+    left_to_method,
+    refuse,
+    side_names,
+)
 from vcjax.repo.jobs import Job
 from vcjax.repo.merging_models import listed, run_into_store, weights_of
 from vcjax.repo.models import stored_leaf
 from vcjax.repo.outputs import StoreOutput, fingerprint
+from vcjax.repo.planning import kept_sides, plan_commits
+from vcjax.repo.recorded import record_of_key, record_of_weights
+
+Runner = Callable[[Sequence[Job], str], dict[str, LeafEntry]]
+"""Makes merged leaves: from jobs, and a digest of what they are, their entries."""
 
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """Everything that `Repository.merge` was asked for; see there."""
+    """Everything that `Repository.merge` was asked for; see there.
 
-    ours: Commit
-    theirs: Commit
-    names: tuple[str, str]
-    method: "merging.MergeMethod | None"
-    resolve: Mapping[str, str] | str | None
-    weights: Any
-    key: Any
-    message: str | None
-    author: str
-    metadata: dict[str, Any]
-    metrics: dict[str, float]
+    Attributes:
+        sides: what is merged, ours first.
+        names: of the sides, as the user wrote them.
+        method: for what no rule settles.
+        resolve: the rules.
+        weights: for the method, one per side.
+        key: for the method.
+        message: of the commit.
+        author: of the commit.
+        metadata: of the commit.
+        metrics: of the commit.
+        progress: called with bytes.
+        stored: is added to: what to forget once there is a commit.
+        run: makes merged leaves; by default they are stored.
+    """
+
+    sides: tuple[Commit, ...]
+    names: tuple[str, ...]
+    method: "merging.MergeMethod | None" = None
+    resolve: Rules | None = None
+    weights: Any = None
+    key: Any = None
+    message: str | None = None
+    author: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
     stored: list[StoreOutput] = field(default_factory=list)
+    run: Runner | None = None
+
+    def among(self, kept: Sequence[int]) -> "MergeRequest":
+        """The same of some of the sides."""
+        if len(kept) == len(self.sides):
+            return self
+        return replace(
+            self,
+            sides=tuple(self.sides[at] for at in kept),
+            names=tuple(self.names[at] for at in kept),
+            weights=_weights_among(self.weights, kept, len(self.sides)),
+        )
 
 
-def plan_commits(history: History, ours: Commit, theirs: Commit) -> tuple[MergePlan, list[str]]:
-    """The plan of merging two commits, and the digests of their merge bases."""
-    base, bases = base_root(history, ours, theirs)
-    ours_root = history.manifest_of(ours).root
-    return plan_roots(base, ours_root, history.manifest_of(theirs).root), bases
+@dataclass(frozen=True)
+class Outcome:
+    """What a merge comes to.
+
+    Attributes:
+        root: of the merged tree.
+        provenance: how it came about.
+    """
+
+    root: Any
+    provenance: dict[str, Any]
 
 
 def merge_commits(request: MergeRequest, history: History, objects: ObjectStore) -> Commit | Change:
-    """The change that merges two commits; a commit where one contains the other.
+    """The change that merges commits; a commit where one contains all others.
 
     Raises:
         ConflictError: conflicts are left that nothing settles.
     """
-    ours, theirs = request.ours, request.theirs
-    if is_ancestor(theirs.digest, ours.digest, history.commit):
+    kept = kept_sides(history, request.sides)
+    ours = request.sides[0]
+    if len(kept) == 1:
         return ours
-    if is_ancestor(ours.digest, theirs.digest, history.commit):
-        return theirs
-    plan, bases = plan_commits(history, ours, theirs)
-    settled = chosen_sides(plan, request.resolve)
-    taken = dict.fromkeys(settled, "side")
-    if request.method is not None:
-        first = {
-            path: decision.ours
-            for path, decision in plan.conflicts.items()
-            if path not in settled and _takes_first(decision)
-        }
-        settled |= first
-        taken |= dict.fromkeys(first, "first")
-        rest = plan.without(settled)
-        if rest.conflicts:
-            merged = from_method(rest, request, objects)
-            settled |= merged
-            taken |= dict.fromkeys(merged, "method")
-    refuse(plan, settled, request.names)
+    if len(kept) == 2:
+        other = request.sides[kept[1]]
+        if is_ancestor(ours.digest, other.digest, history.commit):
+            return other
+    request = request.among(kept)
+    outcome = settle(request, history, objects)
     return Change(
-        manifest=Manifest(plan.resolved(settled)),
-        message=request.message or f"Merge {request.names[1]} into {request.names[0]}",
+        manifest=Manifest(outcome.root),
+        message=request.message or f"Merge {listing(request.names[1:])} into {request.names[0]}",
         author=request.author,
-        metadata=request.metadata,
-        metrics=request.metrics,
-        provenance=checked_metadata(
-            {
-                "operation": "merge",
-                "inputs": [ours.digest, theirs.digest],
-                "bases": bases,
-                "method": merging.to_config(request.method) if request.method else None,
-                "weights": checked_metadata(listed(request.weights), "weights"),
-                "decisions": {
-                    d.path: taken.get(d.path, d.verdict)
-                    for d in plan.decisions
-                    if d.verdict != "unchanged"
-                },
-            },
-            "provenance",
-        ),
-        extra_parents=(theirs.digest,),
+        metadata=dict(request.metadata),
+        metrics=dict(request.metrics),
+        provenance=checked_metadata(outcome.provenance, "provenance"),
+        extra_parents=tuple(side.digest for side in request.sides[1:]),
         reason="merge",
     )
+
+
+def settle(request: MergeRequest, history: History, objects: ObjectStore) -> Outcome:
+    """Plans a merge of commits of which none contains another, and settles its conflicts.
+
+    Raises:
+        ConflictError: conflicts are left that nothing settles.
+    """
+    plan, bases = plan_commits(history, request.sides)
+    settled = chosen_sides(plan, request.resolve, request.names)
+    how = dict.fromkeys(settled, "side")
+    if request.method is not None:
+        wanted = {path: plan.conflicts[path] for path in left_to_method(plan, request.resolve)}
+        first = {
+            path: Choice(decision.sides[decision.changed[0]], decision.changed[:1])
+            for path, decision in wanted.items()
+            if _takes_first(decision)
+        }
+        rest = {path: decision for path, decision in wanted.items() if path not in first}
+        merged = from_method(rest, request, objects) if rest else {}
+        settled |= first | merged
+        how |= dict.fromkeys(first, "first") | dict.fromkeys(merged, "method")
+    refuse(plan, settled, request.names)
+    provenance = {
+        "operation": "merge",
+        "inputs": [side.digest for side in request.sides],
+        "names": list(request.names),
+        "bases": bases,
+        "rules": [list(rule) for rule in as_pairs(request.resolve)],
+        "method": merging.to_config(request.method) if request.method else None,
+        "weights": record_of_weights(request.weights),
+        "key": record_of_key(request.key),
+        "decisions": {
+            d.path: how.get(d.path, d.verdict) for d in plan.decisions if d.verdict != "unchanged"
+        },
+        "sides": _sides_of(plan, settled),
+    }
+    return Outcome(plan.resolved({path: c.node for path, c in settled.items()}), provenance)
+
+
+def _sides_of(plan: MergePlan, settled: Mapping[str, Choice]) -> dict[str, list[int]]:
+    """The sides that leaves are from, where the word for the decision does not say it."""
+    found = {path: list(choice.sides) for path, choice in settled.items()}
+    for decision in plan.decisions:
+        several = len(decision.sides) > 2 and decision.verdict in ("theirs", "same")
+        if several and decision.path not in found:
+            found[decision.path] = list(decision.changed)
+    return found
 
 
 def as_method(method: Any) -> "merging.MergeMethod | None":
@@ -135,35 +198,13 @@ def as_method(method: Any) -> "merging.MergeMethod | None":
     )
 
 
-def base_root(history: History, ours: Commit, theirs: Commit) -> tuple[Any, list[str]]:
-    """The tree that both sides come from, and the commits that it is made of.
-
-    After criss-cross merges there are several merge bases. They are merged with
-    each other first; where they conflict, the base is undecided, so that a leaf
-    on which the two sides differ is a conflict too.
-    """
-    bases = merge_bases(ours.digest, theirs.digest, history.commit)
-    if not bases:
-        return ABSENT, []
-    roots = [history.manifest_of(history.commit(digest)).root for digest in bases]
-    root = roots[0]
-    for other, digest in zip(roots[1:], bases[1:], strict=True):
-        below, _ = base_root(history, history.commit(bases[0]), history.commit(digest))
-        plan = plan_roots(below, root, other)
-        root = plan.resolved(dict.fromkeys(plan.conflicts, Undecided()))
-    return root, bases
-
-
-def plan_roots(base: Any, ours: Any, theirs: Any) -> MergePlan:
-    """Plans the merge of three roots of manifests."""
-    manifests = [Manifest(root) for root in (base, ours, theirs) if root is not ABSENT]
-    return merging.plan_merge(base, ours, theirs, digest_lookup(*manifests))
-
-
 def from_method(
-    plan: MergePlan, request: MergeRequest, objects: ObjectStore
-) -> dict[str, LeafEntry]:
+    conflicts: Mapping[str, Decision], request: MergeRequest, objects: ObjectStore
+) -> dict[str, Choice]:
     """What a merge method makes of the conflicting leaves, stored.
+
+    A leaf is merged from the sides that changed it; by a method that looks at whole
+    models, from all sides.
 
     Raises:
         ConflictError: a conflict is not one of numbers.
@@ -171,12 +212,12 @@ def from_method(
     """
     method = request.method
     assert method is not None
-    conflicts = plan.conflicts
     stuck = [d for d in conflicts.values() if d.verdict != "conflict"]
     if stuck:
+        sides = side_names(request.names)
         raise ConflictError(
             "these conflicts cannot be settled by a merge method:",
-            paths=[f"{d.path}: {explain(d)}" for d in stuck],
+            paths=[f"{d.path}: {explain(d, sides)}" for d in stuck],
             hint=advice(stuck),
         )
     lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
@@ -185,50 +226,103 @@ def from_method(
             f"{method.name} needs a base, and there is none for {', '.join(lacking)}",
             hint="use a method that needs none, such as average()",
         )
-    check_inputs(method, len(_SIDES), method.needs_base, request.weights, None, request.key)
+    fewest, most = method.models
+    count = max(fewest, min(len(request.sides), most or len(request.sides)))  # leaf by leaf below
+    check_inputs(method, count, method.needs_base, request.weights, None, request.key)
     check_globs(method, request.weights, list(conflicts))
-    jobs = [_job(path, decision, request, objects) for path, decision in conflicts.items()]
+    taken = {path: _participants(path, d, method) for path, d in conflicts.items()}
+    jobs = [_job(path, d, taken[path], request, objects) for path, d in conflicts.items()]
     what = fingerprint(
-        sides=[request.ours.tree, request.theirs.tree],
-        leaves=[(path, d.ours.digest, d.theirs.digest) for path, d in conflicts.items()],
+        sides=[side.tree for side in request.sides],
+        leaves=[
+            (path, [d.sides[at].digest for at in taken[path]]) for path, d in conflicts.items()
+        ],
         base=[getattr(d.base, "digest", None) for d in conflicts.values()],
         method=merging.to_config(method),
         weights=listed(request.weights),
         key=repr(request.key),
     )
-    output = run_into_store(jobs, objects, what, request.key, request.progress)
-    request.stored.append(output)
-    return output.finish()
+    if request.run is not None:
+        entries = request.run(jobs, what)
+    else:
+        output = run_into_store(jobs, objects, what, request.key, request.progress)
+        request.stored.append(output)
+        entries = output.finish()
+    return {path: Choice(entry, taken[path]) for path, entry in entries.items()}
 
 
-_SIDES = ("ours", "theirs")
+def _participants(path: str, decision: Decision, method: "merging.MergeMethod") -> tuple[int, ...]:
+    """The sides that a leaf is merged from, by their places.
+
+    Raises:
+        MergeError: the method takes another number of models.
+    """
+    sides = decision.changed
+    if method.locality == "model" and len(sides) < len(decision.sides):
+        spec = decision.sides[sides[0]].spec
+        for at, node in enumerate(decision.sides):
+            if not isinstance(node, LeafEntry) or node.spec.shape != spec.shape:
+                raise MergeError(
+                    f"{method.name} looks at whole models, and side {at + 1} lacks {path!r}",
+                    hint="merge two at a time, or use a method that works leaf by leaf",
+                    path=path,
+                )
+        sides = tuple(range(len(decision.sides)))
+    fewest, most = method.for_leaf(path).models
+    if len(sides) < fewest or (most is not None and len(sides) > most):
+        limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+        raise MergeError(
+            f"{method.for_leaf(path).name} takes {limit} model{'s' * (fewest != 1)}, and "
+            f"{len(sides)} sides changed {path!r}",
+            hint="merge two at a time, or settle this leaf by a rule",
+            path=path,
+        )
+    return sides
 
 
-def _job(path: str, decision: Decision, request: MergeRequest, objects: ObjectStore) -> Job:
-    """A conflict as a job; the result has the spec (home, dtype, Variable type) of our side."""
+def _job(
+    path: str,
+    decision: Decision,
+    sides: Sequence[int],
+    request: MergeRequest,
+    objects: ObjectStore,
+) -> Job:
+    """A conflict as a job; the result has the spec (home, Variable type) of the first side."""
     assert request.method is not None
     base = None
     if request.method.needs_base:  # whether this part of it does or not: `keep` takes it
         base = stored_leaf(path, decision.base, objects)
+    weights = weights_of(request.weights, path, len(request.sides))
     job = Job(
         path,
-        decision.ours.spec,
-        tuple(stored_leaf(path, getattr(decision, side), objects) for side in _SIDES),
+        decision.sides[sides[0]].spec,
+        tuple(stored_leaf(path, decision.sides[at], objects) for at in sides),
         base,
         request.method.for_leaf(path),
-        weights_of(request.weights, path, len(_SIDES)),
+        tuple(weights[at] for at in sides),
     )
     check_complex(job.method, path, [leaf.data for leaf in job.leaves])
     return job
+
+
+def _weights_among(weights: Any, kept: Sequence[int], count: int) -> Any:
+    """The weights of some of the sides, if there are as many as sides."""
+    if weights is None:
+        return None
+    if isinstance(weights, Mapping):
+        return {glob: _weights_among(each, kept, count) for glob, each in weights.items()}
+    numbers = listed(weights)
+    fits = isinstance(numbers, list) and len(numbers) == count
+    return [numbers[at] for at in kept] if fits else weights
 
 
 def _takes_first(decision: Decision) -> bool:
     """Whether a conflict is between leaves of a kind that no method averages.
 
     The rule is that of `vcjax.merge`: step counters, PRNG keys, masks and text
-    have no mean, and are taken from the first side.
+    have no mean, and are taken from the first side that changed them.
     """
     if decision.verdict != "conflict":
         return False
-    spec = decision.ours.spec
+    spec = decision.sides[decision.changed[0]].spec
     return spec.is_value or not tree.is_inexact(spec.dtype)

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vcjax import merging, tree
@@ -23,6 +21,7 @@ from vcjax.repo.executing import execute
 from vcjax.repo.jobs import Job
 from vcjax.repo.models import Model, order
 from vcjax.repo.outputs import FileOutput, StoreOutput, fingerprint
+from vcjax.repo.recorded import record_of_key, record_of_weights
 from vcjax.tree.spec import pattern
 
 Progress = Callable[[int, int], None]
@@ -103,7 +102,7 @@ class Merge:
             base=self.base.fingerprint if self.base else None,
             method=merging.to_config(self.method),
             weights=listed(self.weights),
-            key=None if self.key is None else _words(self.key),
+            key=record_of_key(self.key),
             dtype=self.dtype,
             statistics=None if self.statistics is None else secrets.token_hex(16),
         )
@@ -115,8 +114,8 @@ class Merge:
             "inputs": [dict(model.origin) for model in self.models],
             "base": dict(self.base.origin) if self.base else None,
             "method": merging.to_config(self.method),
-            "weights": listed(self.weights),
-            "key": None if self.key is None else _words(self.key),
+            "weights": record_of_weights(self.weights),
+            "key": record_of_key(self.key),
             "dtype": self.dtype,
         }
 
@@ -276,11 +275,3 @@ def listed(weights: Any) -> Any:
     if isinstance(weights, Mapping):
         return {glob: listed(numbers) for glob, numbers in weights.items()}
     return None if weights is None else np.asarray(weights, np.float64).tolist()
-
-
-def _words(key: Any) -> Any:
-    """A PRNG key as JSON types."""
-    if isinstance(key, int):
-        return key
-    words = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return np.asarray(words).tolist()

@@ -13,6 +13,7 @@ from vcjax.history import (
     Head,
     History,
     Manifest,
+    MergeStates,
     Prunings,
     Refs,
     Resolver,
@@ -41,6 +42,7 @@ class Reader:
         refs: branches, tags and `HEAD`.
         history: commits and manifests.
         prunings: which commits have let their data go.
+        merges: those under way.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -50,6 +52,7 @@ class Reader:
         self.refs = Refs(store)
         self.history = History(store)
         self.prunings = Prunings(store)
+        self.merges = MergeStates(store)
         self.resolver = Resolver(self.refs, self.history.commit, self.history.find_prefix)
 
     @cached_property
@@ -280,11 +283,11 @@ class Reader:
         manifests = [self.history.manifest_of(commit) for commit in commits]
         return similarity(manifests, self.manifest(base), self.objects, names)
 
-    def plan_merge(self, ours: str | Commit, theirs: str | Commit) -> "MergePlan":
-        """What merging two commits would do to each leaf; reads no data and changes nothing."""
-        from vcjax.repo.merging import plan_commits
+    def plan_merge(self, ours: str | Commit, *theirs: str | Commit) -> "MergePlan":
+        """What merging commits would do to each leaf; reads no data and changes nothing."""
+        from vcjax.repo.planning import plan_commits
 
-        return plan_commits(self.history, self.resolve(ours), self.resolve(theirs))[0]
+        return plan_commits(self.history, [self.resolve(side) for side in (ours, *theirs)])[0]
 
     def model(self, source: "Model | str | os.PathLike[str] | Commit") -> "Model":
         """What a merge takes in, from a revision or else the path of a file or folder.

@@ -11,7 +11,7 @@ from vcjax.history import Commit, Head, Ref
 from vcjax.history.refnames import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
-from vcjax.repo.merger import Merger
+from vcjax.repo.resumer import Resumer
 from vcjax.repo.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 DEFAULT_BRANCH = "main"
 
 
-class Repository(Merger):
+class Repository(Resumer):
     """Version control for PyTrees at a URL.
 
     Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
 
     Reading is in `Reader`, agreeing with other processes in `Participant`, what a commit is based
-    on in `Tracker`, committing in `Writer`, merging in `Merger`; all are part of this class.
+    on in `Tracker`, committing in `Writer`, merging in `Merger`, going on with merges in
+    `Resumer`; all are part of this class.
     """
 
     # -- opening ---------------------------------------------------------------

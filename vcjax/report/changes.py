@@ -1,7 +1,7 @@
 """Diffs and merge plans as text."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vcjax.diffing import LeafChange, TreeDiff
@@ -195,18 +195,22 @@ def summary(diff: TreeDiff) -> str:
     return ", ".join(f"{n:,} {status}" for status, n in diff.counts.items() if n) or "no leaves"
 
 
-def merge_plan_lines(plan: MergePlan, settled: Mapping[str, str]) -> list[Line]:
+def merge_plan_lines(
+    plan: MergePlan, settled: Mapping[str, str], names: Sequence[str] = ()
+) -> list[Line]:
     """What a merge does to every leaf or subtree that is not unchanged, and the counts.
 
     Args:
         plan: the plan.
         settled: {path of a conflict: what settles it}; conflicts that are no key are open.
+        names: of the sides; of more than two they stand in the place of "theirs".
     """
     rows: list[list[str | Span]] = []
     for decision in plan.decisions:
         if decision.verdict == "unchanged":
             continue
-        outcome = Span(decision.verdict)
+        several = len(names) > 2 and decision.verdict == "theirs"
+        outcome = Span(names[decision.changed[0]] if several else decision.verdict)
         if decision.is_conflict:
             how = settled.get(decision.path)
             outcome = Span(f"{decision.verdict}, settled by {how}", "yellow")

@@ -115,10 +115,16 @@ def details(commit: Commit, names: Sequence[str], counts: Mapping[str, int] | No
 
 def _without_leaves(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """A provenance with the decisions of a merge counted, not listed: there is one per leaf."""
-    decisions = provenance.get("decisions")
-    if not isinstance(decisions, dict):
-        return dict(provenance)
-    return {**provenance, "decisions": dict(Counter(map(str, decisions.values())))}
+    counted = {
+        name: dict(Counter(_word(value) for value in provenance[name].values()))
+        for name in ("decisions", "sides")
+        if isinstance(provenance.get(name), dict)
+    }
+    return {**provenance, **counted}
+
+
+def _word(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _counts(counts: Mapping[str, int] | None) -> str:
