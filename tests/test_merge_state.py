@@ -383,10 +383,18 @@ def test_command_lines_that_make_no_sense(fork, cli, words, message):
 class Terminal:
     """A command that runs on a pseudo-terminal."""
 
+    # As from an interactive shell: what a script starts with `&` ignores SIGINT.
+    RUN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from vcjax.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
     def __init__(self, *words):
         self.fd, other = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vcjax.cli", *map(str, words)],
+            [sys.executable, "-c", self.RUN, *map(str, words)],
             stdin=other,
             stdout=other,
             stderr=other,
@@ -395,35 +403,36 @@ class Terminal:
         os.close(other)
         self.text = ""
 
+    def _read(self, deadline):
+        """What comes next; nothing when the other end was closed."""
+        while not select.select([self.fd], [], [], 0.2)[0]:
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"nothing more after:\n{self.text}")
+        try:
+            return os.read(self.fd, 65536).decode()
+        except OSError:  # the other end was closed
+            return ""
+
     def expect(self, text, timeout=60):
         """Reads until a text appears; what was read."""
         start, deadline = len(self.text), time.monotonic() + timeout
         while text not in self.text[start:]:
-            assert time.monotonic() < deadline, self.text
-            if select.select([self.fd], [], [], 0.2)[0]:
-                try:
-                    data = os.read(self.fd, 65536)
-                except OSError:  # the other end was closed
-                    data = b""
-                assert data, self.text
-                self.text += data.decode()
+            data = self._read(deadline)
+            assert data, self.text
+            self.text += data
         return self.text[start:]
 
     def answer(self, text):
         os.write(self.fd, f"{text}\n".encode())
 
-    def finish(self):
+    def finish(self, timeout=60):
         """Reads to the end; (exit code, all that was written)."""
-        while True:
-            try:
-                data = os.read(self.fd, 65536)
-            except OSError:
-                data = b""
-            if not data:
-                break
-            self.text += data.decode()
+        deadline = time.monotonic() + timeout
+        while data := self._read(deadline):
+            self.text += data
         os.close(self.fd)
-        return self.process.wait(), self.text
+        return self.process.wait(timeout), self.text
 
 
 def test_asking_on_a_terminal(fork):

@@ -283,4 +283,4 @@ def test_adamerging_beats_uniform_task_arithmetic_without_labels(seed: int) -> N
     assert found.losses[-20:].mean() < found.losses[:20].mean()
     record = merging.to_config(found.method)
     assert record["name"] == "adamerging"
-    assert len(record["parameters"]["coefficients"]) == 6
+    assert len(record["parameters"]["coefficients"]["items"]) == 6
