@@ -87,7 +87,12 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+def some_slow(names, *slow):
+    """All names as parameters, of which some take long to compile."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+
+
+@pytest.mark.parametrize("name", some_slow(METHODS, "whole model", "ties, density per model"))
 def test_it_agrees_with_merge(name):
     method, count, given = METHODS[name]
     trees, base = [numbers(i + 1) for i in range(count)], None

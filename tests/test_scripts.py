@@ -54,6 +54,7 @@ def test_training_saves_every_interval_and_learns(uninterrupted):
     assert uninterrupted.fsck().ok
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path, uninterrupted):
     process = start("train", *TRAIN, f"--workdir={tmp_path}")
     deadline = time.monotonic() + 50

@@ -25,6 +25,7 @@ def loaded(path: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_script_draws_what_merges_reach(tmp_path: Path) -> None:
     script = loaded("scripts/sweep_merge.py")
