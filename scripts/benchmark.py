@@ -63,7 +63,8 @@ def main(argv: list[str]) -> None:
 def _run_in_process(contender: str) -> dict:
     command = [sys.executable, __file__, f"--suite={FLAGS.suite}", f"--contender={contender}"]
     if FLAGS.cases:
-        command.append(f"--cases={','.join(FLAGS.cases)}")
+        quoted = ",".join(f'"{case}"' for case in FLAGS.cases)  # names may hold commas
+        command.append(f"--cases={quoted}")
     if FLAGS.folder:
         command.append(f"--folder={FLAGS.folder}")
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
