@@ -5,8 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vcjax import hashing, tree
 from vcjax.errors import ConflictError, MergeError
 from vcjax.hashing import value_digest
@@ -16,6 +14,7 @@ from vcjax.repo.jobs import Job
 from vcjax.repo.merging import MergeRequest, as_method, settle
 from vcjax.repo.merging_models import Merge, as_root
 from vcjax.repo.models import of_file
+from vcjax.repo.outputs import Gatherer
 from vcjax.repo.planning import plan_commits
 from vcjax.repo.recorded import key_of_record, weights_of_record
 
@@ -166,20 +165,16 @@ def _model(repo: "Reader", source: Mapping[str, Any]) -> "Model":
 def digests_of(jobs: Sequence[Job], key: Any, progress: Progress | None) -> dict[str, LeafEntry]:
     """The digests of merged leaves, by path; their content is let go."""
     entries: dict[str, LeafEntry] = {}
-    parts: dict[str, np.ndarray] = {}
+    gatherer = Gatherer()
     with closing(execute(jobs, key=key, progress=progress)) as pieces:  # pyright: ignore
         for piece in pieces:
-            job, spec = piece.job, piece.job.spec
-            if spec.is_value:
-                digest = value_digest(spec.dtype, piece.values).hex()
-                entries[job.path] = LeafEntry(spec, digest)
+            path, leaf = piece.job.path, gatherer.add(piece)
+            if leaf is None:
                 continue
-            if job.path not in parts:
-                parts[job.path] = np.empty(job.size, piece.values.dtype)
-            end = piece.start + piece.values.size
-            parts[job.path][piece.start : end] = piece.values.reshape(-1)
-            if end == job.size:
-                leaf = tree.Leaf(spec, parts.pop(job.path).reshape(spec.shape))
-                [(_, found)] = hashing.iter_digests({job.path: leaf})
-                entries[job.path] = LeafEntry(spec, found.leaf.hex())
+            if leaf.spec.is_value:
+                digest = value_digest(leaf.spec.dtype, leaf.data)
+            else:
+                [(_, found)] = hashing.iter_digests({path: leaf})
+                digest = found.leaf
+            entries[path] = LeafEntry(leaf.spec, digest.hex())
     return entries

@@ -45,6 +45,29 @@ class Output(Protocol):
         ...
 
 
+class Gatherer:
+    """Puts the parts of leaves together."""
+
+    def __init__(self) -> None:
+        self._begun: dict[str, np.ndarray] = {}
+
+    def add(self, piece: Piece) -> tree.Leaf | None:
+        """The leaf, once this was its last part; parts come in order."""
+        job, values = piece.job, piece.values
+        if job.spec.is_value:
+            return tree.Leaf(job.spec, values)
+        if values.size < job.size:
+            if job.path not in self._begun:
+                self._begun[job.path] = np.empty(job.size, values.dtype)
+            begun = self._begun[job.path]
+            stop = piece.start + values.size
+            begun[piece.start : stop] = values
+            if stop < job.size:
+                return None
+            values = self._begun.pop(job.path)
+        return tree.Leaf(job.spec, values.reshape(job.spec.shape))
+
+
 class StoreOutput:
     """Stores merged leaves; `finish` gives their entries.
 
@@ -57,7 +80,7 @@ class StoreOutput:
         self._objects = objects
         self._note_key = None if key is None else f"merging/{key}.msgpack"
         self._entries = self._noted()
-        self._leaf: tuple[str, np.ndarray] | None = None
+        self._gatherer = Gatherer()
         self._batch: dict[str, tree.Leaf] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="vcjax-merge-store")
         self._staging: Future[None] | None = None
@@ -82,22 +105,10 @@ class StoreOutput:
 
     def write(self, piece: Piece) -> None:
         """See `Output`."""
-        job = piece.job
-        if job.spec.is_value:
-            self._add(job, piece.values)
+        leaf = self._gatherer.add(piece)
+        if leaf is None:
             return
-        if piece.start == 0 and piece.values.size == job.size:
-            self._add(job, piece.values.reshape(job.spec.shape))
-            return
-        if self._leaf is None or self._leaf[0] != job.path:
-            self._leaf = job.path, np.empty(job.size, piece.values.dtype)
-        self._leaf[1][piece.start : piece.start + piece.values.size] = piece.values
-        if piece.start + piece.values.size == job.size:
-            self._add(job, self._leaf[1].reshape(job.spec.shape))
-            self._leaf = None
-
-    def _add(self, job: Job, value: Any) -> None:
-        self._batch[job.path] = tree.Leaf(job.spec, value)
+        self._batch[piece.job.path] = leaf
         sizes = (leaf.data.nbytes for leaf in self._batch.values() if not leaf.spec.is_value)
         if sum(sizes) >= BATCH_BYTES:
             self._stage()
