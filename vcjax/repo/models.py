@@ -14,11 +14,10 @@ import numpy as np
 from vcjax import formats, tree
 from vcjax.errors import MergeError
 from vcjax.formats import sharded
-from vcjax.hashing import chunk_ranges, chunk_runs
+from vcjax.hashing import chunk_ranges
 from vcjax.hashing.digests import decode_value
 from vcjax.history import Commit, LeafEntry, Manifest
-from vcjax.objects import ObjectStore
-from vcjax.objects.partial import PartialReader
+from vcjax.objects import ObjectStore, PartialReader
 
 WHOLE_BYTES = 16 * 1024 * 1024
 """Up to this size a stored leaf is read once and then cut; a larger one is read in parts, once
@@ -83,8 +82,7 @@ class StoredParts:
 
     def __init__(self, objects: ObjectStore, path: str, entry: LeafEntry):
         self._objects, self._path, self._entry = objects, path, entry
-        self._grid = entry.spec.shape, tree.itemsize(entry.spec.dtype)
-        self._chunks: tuple[int, np.ndarray] | None = None  # number of the last one, content
+        self._kept: tuple[int, np.ndarray] | None = None  # number of the chunk, content
 
     @cached_property
     def _reader(self) -> PartialReader:
@@ -92,24 +90,23 @@ class StoredParts:
 
     @cached_property
     def _starts(self) -> list[int]:
-        width = self._grid[1]
-        return [start // width for start, _ in chunk_ranges(*self._grid)]
+        shape, width = self._entry.spec.shape, tree.itemsize(self._entry.spec.dtype)
+        return [start // width for start, _ in chunk_ranges(shape, width)]
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """Elements in C order, flat."""
         first = bisect_right(self._starts, start) - 1
         last = bisect_left(self._starts, stop) - 1
-        parts, kept = [], self._chunks
-        if kept is not None and kept[0] == first:
-            parts.append(kept[1])
-            needed = range(first + 1, last + 1)
-        else:
-            needed = range(first, last + 1)
-        parts += [self._reader.read(self._path, *run) for run in chunk_runs(*self._grid, needed)]
-        begin = self._starts[first]
+        parts = [self._chunk(number) for number in range(first, last + 1)]
+        self._kept = last, parts[-1]
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._chunks = last, flat[self._starts[last] - begin :].copy()
+        begin = self._starts[first]
         return flat[start - begin : stop - begin]
+
+    def _chunk(self, number: int) -> np.ndarray:
+        if self._kept is not None and self._kept[0] == number:
+            return self._kept[1]
+        return self._reader.read(self._path, number, number)
 
 
 def of_file(path: str | os.PathLike[str]) -> Model:
