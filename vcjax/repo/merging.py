@@ -24,7 +24,7 @@ from vcjax.repo.conflicts import (
     side_names,
 )
 from vcjax.repo.jobs import Job
-from vcjax.repo.merging_models import listed, run_into_store, weights_of
+from vcjax.repo.merging_models import run_into_store, weights_of
 from vcjax.repo.models import stored_leaf
 from vcjax.repo.outputs import StoreOutput, fingerprint
 from vcjax.repo.planning import kept_sides, plan_commits
@@ -239,8 +239,8 @@ def from_method(
         ],
         base=[getattr(d.base, "digest", None) for d in conflicts.values()],
         method=merging.to_config(method),
-        weights=listed(request.weights),
-        key=repr(request.key),
+        weights=record_of_weights(request.weights),
+        key=record_of_key(request.key),
     )
     if request.run is not None:
         entries = request.run(jobs, what)
@@ -311,7 +311,7 @@ def _weights_among(weights: Any, kept: Sequence[int], count: int) -> Any:
         return None
     if isinstance(weights, Mapping):
         return {glob: _weights_among(each, kept, count) for glob, each in weights.items()}
-    numbers = listed(weights)
+    numbers = record_of_weights(weights)
     fits = isinstance(numbers, list) and len(numbers) == count
     return [numbers[at] for at in kept] if fits else weights
 

@@ -101,7 +101,7 @@ class Merge:
             models=[model.fingerprint for model in self.models],
             base=self.base.fingerprint if self.base else None,
             method=merging.to_config(self.method),
-            weights=listed(self.weights),
+            weights=record_of_weights(self.weights),
             key=record_of_key(self.key),
             dtype=self.dtype,
             statistics=None if self.statistics is None else secrets.token_hex(16),
@@ -268,10 +268,3 @@ def weights_of(weights: Any, path: str, models: int) -> tuple[float, ...]:
     if numbers.shape != (models,):
         raise MergeError(f"weights of shape {list(numbers.shape)} for {models} models", path=path)
     return tuple(numbers.tolist())
-
-
-def listed(weights: Any) -> Any:
-    """Weights as JSON types."""
-    if isinstance(weights, Mapping):
-        return {glob: listed(numbers) for glob, numbers in weights.items()}
-    return None if weights is None else np.asarray(weights, np.float64).tolist()
