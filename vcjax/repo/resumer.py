@@ -92,8 +92,9 @@ class Resumer(Merger):
             return self.history.commit(tip)
         if not (replan and tip):
             check_unmoved(former, tip)
-        state = self.decide_merge(
-            branch,
+        state = self._decide(
+            former,
+            replace(former, ours=tip or former.ours),
             method=method,
             resolve=resolve,
             message=message,
@@ -101,7 +102,6 @@ class Resumer(Merger):
             author=author,
             weights=weights,
             key=key,
-            ours=tip,
         )
         try:
             commit = self._merged(name, self._request_of(state, progress), lambda: None)
@@ -123,32 +123,53 @@ class Resumer(Merger):
         author: str | None = None,
         weights: Any = None,
         key: Any = None,
-        ours: str | None = None,
     ) -> MergeState:
         """Takes down decisions about a merge under way, and does not go on with it yet.
 
-        Args:
-            branch: as for `continue_merge`, and so are all others but this one.
-            ours: digest of the commit that is merged into; where it was by default.
+        Args are as for `continue_merge`.
 
         Raises:
             MergeError: no merge is under way, or it has no such side.
         """
+        former = self._state(self._target_name(branch))
+        return self._decide(
+            former,
+            former,
+            method=method,
+            resolve=resolve,
+            message=message,
+            metrics=metrics,
+            author=author,
+            weights=weights,
+            key=key,
+        )
+
+    def _decide(
+        self,
+        former: MergeState,
+        planned: MergeState,
+        *,
+        method: Any,
+        resolve: "Rules | None",
+        weights: Any,
+        key: Any,
+        metrics: Mapping[str, Any] | None,
+        **given: Any,
+    ) -> MergeState:
+        """Takes `planned` with these decisions down in place of `former`."""
         from vcjax.repo.merging import as_method
         from vcjax.repo.recorded import record_of_key, record_of_weights
         from vcjax.repo.resuming import decided
 
-        former = self._state(self._target_name(branch))
         chosen = as_method(method)
         state = decided(
-            replace(former, ours=ours or former.ours),
+            planned,
             resolve,
             None if chosen is None else merging.to_config(chosen),
             record_of_weights(weights),
             record_of_key(key),
-            message=message,
             metrics=history.checked_metrics(metrics) if metrics else None,
-            author=author,
+            **given,
         )
         if state != former:
             self.merges.replace(former, state)
