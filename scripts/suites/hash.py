@@ -33,7 +33,7 @@ TARGETS = {("large leaves", "rate"): 0.9}
 
 UNITS = {"rate": ("GB/s", 1e-9)}
 
-REPEATS = 5
+REPEATS = 20
 
 
 def run(contender: str, parent: str) -> dict[str, dict[str, float]]:

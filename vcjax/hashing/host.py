@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import chain, islice
 
 import blake3
 import numpy as np
@@ -12,8 +13,14 @@ from vcjax.hashing import grid
 from vcjax.hashing.digests import LeafDigest, digest_bytes, leaf_digest
 from vcjax.tree import itemsize
 
+Span = tuple[memoryview, int, int]
+"""Bytes, start and stop."""
+
 POOLED_BYTES = 256 * 1024
 """Smaller leaves are digested on the calling thread: handing them over costs more (30 µs)."""
+
+TASK_BYTES = 8 * 1024 * 1024
+"""Chunks are handed to the pool by so many bytes: 1.2 times as fast as one by one (498 MB)."""
 
 
 @cache
@@ -23,14 +30,14 @@ def hashing_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=cores or 1, thread_name_prefix="vcjax-hash")
 
 
-def _start(view: memoryview, start: int, stop: int) -> Future[bytes]:
+def _start(spans: list[Span]) -> Future[list[bytes]]:
     try:
-        return hashing_pool().submit(_digest_range, view, start, stop)
+        return hashing_pool().submit(_digest_all, spans)
     except RuntimeError:
         # The interpreter is about to exit and its pools take no more work, while
         # a background commit is still being finished: digest on this thread.
-        done: Future[bytes] = Future()
-        done.set_result(_digest_range(view, start, stop))
+        done: Future[list[bytes]] = Future()
+        done.set_result(_digest_all(spans))
         return done
 
 
@@ -43,11 +50,29 @@ def _digest_range(view: memoryview, start: int, stop: int) -> bytes:
     return blake3.blake3(view[start:stop]).digest()
 
 
-def digest_spans(spans: Sequence[tuple[memoryview, int, int]]) -> list[bytes]:
+def _digest_all(spans: list[Span]) -> list[bytes]:
+    return [_digest_range(*span) for span in spans]
+
+
+def _digest_ahead(spans: Iterable[Span]) -> Iterator[bytes]:
+    """The digests of spans, in order, computed by all cores ahead of the consumer."""
+    tasks: list[list[Span]] = [[]]
+    size = 0
+    for span in spans:
+        tasks[-1].append(span)
+        size += span[2] - span[1]
+        if size >= TASK_BYTES:
+            tasks.append([])
+            size = 0
+    futures = [_start(task) for task in tasks if task]
+    return chain.from_iterable(future.result() for future in futures)
+
+
+def digest_spans(spans: list[Span]) -> list[bytes]:
     """The digests of (bytes, start, stop), by all cores where that is worth while."""
     if sum(stop - start for _, start, stop in spans) < POOLED_BYTES:
-        return [_digest_range(*span) for span in spans]
-    return [future.result() for future in [_start(*span) for span in spans]]
+        return _digest_all(spans)
+    return list(_digest_ahead(spans))
 
 
 def joined_digest(dtype: str, shape: tuple[int, ...], chunks: Sequence[bytes]) -> LeafDigest:
@@ -78,18 +103,15 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
     Args:
         leaves: (dtype name, canonical host array) per leaf.
     """
-    pending: list[tuple[str, np.ndarray, list[Future[bytes]]]] = []
-    for dtype, array in leaves:
-        futures: list[Future[bytes]] = []
-        if array.nbytes >= POOLED_BYTES:
-            view = bytes_view(array)
-            spans = grid.chunk_ranges(array.shape, array.dtype.itemsize)
-            futures = [_start(view, *span) for span in spans]
-        pending.append((dtype, array, futures))
-    for dtype, array, futures in pending:
-        if not futures:
+    held = list(leaves)
+    spans = {
+        i: [(bytes_view(array), *span) for span in grid.chunk_ranges(array.shape, array.itemsize)]
+        for i, (_, array) in enumerate(held)
+        if array.nbytes >= POOLED_BYTES
+    }
+    digests = _digest_ahead(chain.from_iterable(spans.values()))
+    for i, (dtype, array) in enumerate(held):
+        if i in spans:
+            yield joined_digest(dtype, array.shape, tuple(islice(digests, len(spans[i]))))
+        else:
             yield digest_array(dtype, array)
-            continue
-        shape, digests = array.shape, tuple(future.result() for future in futures)
-        chunks = grid.chunk_shape(shape, array.dtype.itemsize)
-        yield LeafDigest(leaf_digest(dtype, shape, chunks, digests), digests)
