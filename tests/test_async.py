@@ -1,8 +1,5 @@
 """Commits in the background: what the caller may do meanwhile, and what happens to errors."""
 
-import subprocess
-import sys
-import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -12,6 +9,8 @@ import numpy as np
 import pytest
 
 import vcjax
+
+from .processes import run
 
 MEGABYTES = 8
 
@@ -135,7 +134,9 @@ def test_the_process_waits_for_its_commits_at_exit(tmp_path):
         repo = vcjax.Repository.init({str(tmp_path)!r})
         repo.commit_async({{"w": np.ones((64, 1 << 16), np.float32)}}, "last words")
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True, timeout=120)
+    process = run(program)
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, err
     assert next(vcjax.Repository.open(tmp_path).log()).message == "last words"
 
 
@@ -148,14 +149,9 @@ def test_a_failed_last_commit_is_not_silent(tmp_path):
         repo.objects.write = broken
         repo.commit_async({{"w": np.ones(3)}}, "lost")
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "background commit failed" in done.stderr
-    assert "disk is full" in done.stderr
+    err = run(program).communicate(timeout=120)[1]
+    assert "background commit failed" in err
+    assert "disk is full" in err
 
 
 def test_manager_saves_in_the_background(tmp_path, monkeypatch):

@@ -7,23 +7,6 @@ import numpy as np
 import pytest
 
 from vcjax import Repository, formats
-from vcjax.cli import main
-
-
-@pytest.fixture
-def cli(capsys, monkeypatch, tmp_path):
-    """Runs a command line in an empty folder: (exit code, stdout, stderr)."""
-    for name in ("VCJAX_REPO", "VCJAX_AUTHOR", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHAPES = {"embed": (150, 2, 40), "bias": (9000,), "t": ()}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Hundreds of programs are compiled and run once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Merging more than two lines of development at once."""
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,12 +12,7 @@ from vcjax.tree import LeafSpec, Node, leaf_dict
 W = np.float32([1, 2, 3, 4])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def spread(repo, base, **sides):

@@ -11,20 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import vcjax
 from vcjax.errors import ConflictError, PrunedError, StorageError
 
-
-def tree(value):
-    """One leaf in the manifest, one in a pack, one of its own, one that never changes."""
-    return {
-        "inline": np.full(2, value),
-        "packed": np.full(2_000, value, np.float32),
-        "own": np.full(20_000, value, np.float32),
-        "fixed": np.full(20_000, -1, np.float32),
-    }
-
-
-def assert_restores(restored, value):
-    for name, expected in tree(value).items():
-        np.testing.assert_array_equal(restored[name], expected)
+from .leaf_kinds import assert_restores, tree
 
 
 def place():

@@ -7,13 +7,7 @@ import pytest
 from vcjax import formats, merging
 from vcjax.errors import MergeError, PrunedError
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def numbers(seed):

@@ -1,11 +1,8 @@
-import jax
+"""Every test of this folder compiles, and most of them much."""
+
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """These tests compile hundreds of tiny programs; optimising them takes the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+def compiled(compile_quickly):
+    """Programs are compiled without most optimisations."""

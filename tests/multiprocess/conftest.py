@@ -13,6 +13,11 @@ import vcjax
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 90.0
+DEVICES = 4
+"""Of each group, whatever its number of processes."""
+
+SHAPES = {2: [4, 1], 4: [2, 2]}
+"""How the devices lie in a group's mesh, by its number of processes."""
 
 
 class Failed(AssertionError):
@@ -25,12 +30,11 @@ class Group:
     Args:
         starter: the process that forks them.
         count: how many.
-        devices: of each.
         folder: for the socket.
     """
 
-    def __init__(self, starter, count, devices, folder):
-        self.count = count
+    def __init__(self, starter, count, folder):
+        self.count, self.shape = count, SHAPES[count]
         place = f"{folder}/{os.urandom(4).hex()}"
         with socket.socket(socket.AF_UNIX) as listener, socket.socket() as free:
             listener.bind(place)
@@ -39,7 +43,7 @@ class Group:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
             free.close()
-            group = {"count": count, "devices": devices, "port": port, "socket": place}
+            group = {"count": count, "devices": DEVICES // count, "port": port, "socket": place}
             starter.stdin.write(json.dumps(group) + "\n")
             starter.stdin.flush()
             accepted = [listener.accept()[0] for _ in range(count)]
@@ -110,10 +114,31 @@ def start(starter, tmp_path_factory):
     """Starts groups; they end with the module."""
     groups = []
 
-    def start(count, devices):
-        groups.append(Group(starter, count, devices, tmp_path_factory.mktemp("group")))
+    def start(count):
+        groups.append(Group(starter, count, tmp_path_factory.mktemp("group")))
         return groups[-1]
 
     yield start
     for group in groups:
         group.close()
+
+
+@pytest.fixture(scope="module")
+def groups(start):
+    return {count: start(count) for count in SHAPES}
+
+
+@pytest.fixture(params=list(SHAPES))
+def group(groups, request):
+    return groups[request.param]
+
+
+@pytest.fixture
+def pair(groups):
+    """Two processes, where four would add only time."""
+    return groups[2]
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "repo")

@@ -6,8 +6,6 @@ import pytest
 
 import vcjax
 
-SHAPES = {2: [4, 1], 4: [2, 2]}
-DEVICES = {2: 2, 4: 1}
 TIMEOUT = 2.0
 """How long a process may be silent, seconds."""
 
@@ -21,7 +19,7 @@ MARGIN = 8.0
 @pytest.fixture(scope="module")
 def survivors(start):
     """A group that nobody is killed of: the fresh start, of two processes whatever there were."""
-    return start(2, DEVICES[2])
+    return start(2)
 
 
 def check_intact(url, kept, group):
@@ -30,10 +28,9 @@ def check_intact(url, kept, group):
     assert repo.resolve("HEAD").digest == kept
     report = repo.fsck()
     assert report.ok, report.problems
-    shape = SHAPES[group.count]
-    for each in group.call("restore", url=url, shape=shape, seed=0, names=NAMES):
+    for each in group.call("restore", url=url, shape=group.shape, seed=0, names=NAMES):
         assert each["wrong"] == []
-    group.call("commit", url=url, shape=shape, seed=1, names=NAMES)
+    group.call("commit", url=url, shape=group.shape, seed=1, names=NAMES)
     repo.gc(force=True)
     report = repo.fsck()  # reads and digests everything
     assert report.ok, report.problems
@@ -50,15 +47,14 @@ def check_intact(url, kept, group):
         pytest.param(4, 3, "exchange", True, marks=pytest.mark.slow),
     ],
 )
-def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, background):
-    url = str(tmp_path / "repo")
-    doomed = start(count, DEVICES[count])
+def test_a_process_is_killed(start, survivors, url, count, victim, where, background):
+    doomed = start(count)
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
+    [saved, *_] = doomed.call("commit", url=url, shape=doomed.shape, names=NAMES)
     doomed.start(
         "kill",
         url=url,
-        shape=SHAPES[count],
+        shape=doomed.shape,
         victim=victim,
         where=where,
         timeout=TIMEOUT,
@@ -81,14 +77,13 @@ def test_a_process_is_killed(start, survivors, tmp_path, count, victim, where, b
     ("count", "where"),
     [(2, "publish"), pytest.param(4, "write", marks=pytest.mark.slow)],
 )
-def test_process_0_is_killed(start, survivors, tmp_path, count, where):
+def test_process_0_is_killed(start, survivors, url, count, where):
     """JAX's coordination service dies with it, and JAX then ends the others itself."""
-    url = str(tmp_path / "repo")
-    doomed = start(count, DEVICES[count])
+    doomed = start(count)
     doomed.call("init", url=url)
-    [saved, *_] = doomed.call("commit", url=url, shape=SHAPES[count], names=NAMES)
+    [saved, *_] = doomed.call("commit", url=url, shape=doomed.shape, names=NAMES)
     started = time.monotonic()
-    save = {"url": url, "shape": SHAPES[count], "names": NAMES}
+    save = {"url": url, "shape": doomed.shape, "names": NAMES}
     doomed.start("kill", victim=0, where=where, timeout=TIMEOUT, **save)
     first, *others = doomed.answers()
     assert time.monotonic() - started < TIMEOUT + MARGIN

@@ -8,32 +8,11 @@ import pytest
 import vcjax
 import vcjax.orbax as ocp
 
-SHAPES = {2: [4, 1], 4: [2, 2]}
 TIMEOUT = 2.0
 """How long a process may be silent, seconds."""
 
 MARGIN = 10.0
 """What may be added to that on a busy machine, seconds."""
-
-
-@pytest.fixture(scope="module")
-def groups(start):
-    return {2: start(2, 2), 4: start(4, 1)}
-
-
-@pytest.fixture(params=[2, 4])
-def group(groups, request):
-    return groups[request.param]
-
-
-@pytest.fixture
-def pair(groups):
-    return groups[2]
-
-
-@pytest.fixture
-def url(tmp_path):
-    return str(tmp_path / "run")
 
 
 def alike(answers):
@@ -44,7 +23,7 @@ def alike(answers):
 
 def test_a_training_run_and_its_continuation_by_others(groups, group, url):
     """Async saves at an interval; two best and the latest kept; restored by other processes."""
-    shape, losses = SHAPES[group.count], [5.0, 0, 1.0, 0, 2.0, 0, 3.0, 0, 4.0]
+    shape, losses = group.shape, [5.0, 0, 1.0, 0, 2.0, 0, 3.0, 0, 4.0]
     options = {"save_interval_steps": 2, "max_to_keep": 2, "best": "loss"}
     assert alike(group.call("manage", url=url, **options)) == [[], None, None, {}, []]
     found = alike(group.call("train", url=url, shape=shape, steps=list(range(9)), losses=losses))
@@ -65,12 +44,10 @@ def test_a_training_run_and_its_continuation_by_others(groups, group, url):
     other = groups[6 - group.count]
     assert alike(other.call("manage", url=url, **options))[:3] == [[2, 4, 8], 8, 2]
     for step, how, dtype in [(None, "pytree", "float32"), (2, "standard", "float16")]:
-        place = {"url": url, "shape": SHAPES[other.count], "how": how, "dtype": dtype}
+        place = {"url": url, "shape": other.shape, "how": how, "dtype": dtype}
         for answer in other.call("restored", step=step, **place):
             assert (answer["wrong"], answer["placed"], answer["rest"]) == ([], True, True)
-    found = alike(
-        other.call("train", url=url, shape=SHAPES[other.count], steps=[10], losses=[0.5] * 11)
-    )
+    found = alike(other.call("train", url=url, shape=other.shape, steps=[10], losses=[0.5] * 11))
     assert found[1] == [2, 10]
     # The first ones have not seen that, until they ask for it, save, or are told to look.
     assert alike(group.call("known", url=url))[0] == [2, 4, 8]
@@ -113,15 +90,13 @@ def test_process_0_decides(group, url):
     group.call("manage", url=url, own_policy=True, best="loss", max_to_keep=3)
     losses = [float(step) for step in range(6)]
     found = alike(
-        group.call(
-            "train", url=url, shape=SHAPES[group.count], steps=[0, 1, 2, 3, 4, 5], losses=losses
-        )
+        group.call("train", url=url, shape=group.shape, steps=[0, 1, 2, 3, 4, 5], losses=losses)
     )
     assert found[:4] == [[True, False] * 3, [0, 2, 4], 4, 0]
     slow = f"{url}-slow"
     group.call("manage", url=slow, own_policy=True)
     found = group.call(
-        "many_refused", url=slow, shape=SHAPES[group.count], steps=[1, 3, 5, 7, 9, 11], wait=0.5
+        "many_refused", url=slow, shape=group.shape, steps=[1, 3, 5, 7, 9, 11], wait=0.5
     )
     assert alike(found) == [[True] + [False] * 6, True, [0]]
 
@@ -129,7 +104,7 @@ def test_process_0_decides(group, url):
 def test_errors_of_one_are_errors_of_all(group, url):
     last = group.count - 1
     group.call("manage", url=url, best="loss")
-    train = {"url": url, "shape": SHAPES[group.count], "losses": [1.0] * 9}
+    train = {"url": url, "shape": group.shape, "losses": [1.0] * 9}
     group.call("train", steps=[0], **train)
     kinds = {kind for kind, _ in group.fail("train", steps=[0], force=True, **train)}
     assert kinds == {"StepAlreadyExistsError"}
@@ -158,8 +133,8 @@ def test_errors_of_one_are_errors_of_all(group, url):
 def test_a_save_in_the_background_fails_on_one_process(pair, url):
     """It is listed nowhere, and the next one works."""
     pair.call("manage", url=url)
-    pair.call("train", url=url, shape=SHAPES[2], steps=[0], losses=[1.0])
-    first, second = pair.call("hit_by_a_full_disk", url=url, shape=SHAPES[2], process=1, step=1)
+    pair.call("train", url=url, shape=pair.shape, steps=[0], losses=[1.0])
+    first, second = pair.call("hit_by_a_full_disk", url=url, shape=pair.shape, process=1, step=1)
     assert first == [["ProcessError", [0]], True, [0, 1]]
     assert second == [["StorageError", [0]], True, [0, 1]]
     assert vcjax.Repository.open(url).fsck().ok
@@ -220,7 +195,7 @@ def test_the_metadata_of_a_run_are_process_0s(pair, url):
 @pytest.mark.parametrize("kind", ["standard", "pytree", "async", "composite"])
 def test_checkpointers(pair, url, kind):
     """A path for all processes: saved, refused without force, saved again, restored."""
-    call = {"url": url, "shape": SHAPES[2], "kind": kind}
+    call = {"url": url, "shape": pair.shape, "kind": kind}
     for step in (0, 1):
         for process, answer in enumerate(
             pair.call("checkpoint", step=step, force=step > 0, **call)
@@ -244,7 +219,8 @@ def test_checkpointers(pair, url, kind):
 
 def test_a_process_is_killed_during_a_save_in_the_background(start, groups, url):
     """The others say so in time; the step is not listed; all, started afresh, go on."""
-    doomed, shape = start(2, 2), SHAPES[2]
+    doomed = start(2)
+    shape = doomed.shape
     doomed.call("manage", url=url, timeout=TIMEOUT)
     doomed.call("train", url=url, shape=shape, steps=[0], losses=[1.0])
     doomed.start("kill_manager", url=url, shape=shape, victim=1, step=1)
@@ -262,7 +238,8 @@ def test_a_process_is_killed_during_a_save_in_the_background(start, groups, url)
 @pytest.mark.parametrize("where", ["publish", pytest.param("write", marks=pytest.mark.slow)])
 def test_process_0_is_killed_during_a_save_in_the_background(start, groups, url, where):
     """JAX's coordination service dies with it, and JAX ends the other, if not our error."""
-    doomed, shape = start(2, 2), SHAPES[2]
+    doomed = start(2)
+    shape = doomed.shape
     doomed.call("manage", url=url, timeout=TIMEOUT)
     doomed.call("train", url=url, shape=shape, steps=[0], losses=[1.0])
     began = time.monotonic()
@@ -280,7 +257,7 @@ def check_goes_on(url, fresh):
     assert repo.resolve("HEAD").step == 0
     assert repo.fsck().ok
     assert alike(fresh.call("manage", url=url))[0] == [0]
-    place = {"url": url, "shape": SHAPES[4]}
+    place = {"url": url, "shape": fresh.shape}
     for answer in fresh.call("restored", **place):
         assert (answer["wrong"], answer["placed"], answer["rest"]) == ([], True, True)
     assert alike(fresh.call("train", steps=[1], losses=[1.0, 0.5], **place))[:2] == [[True], [0, 1]]

@@ -11,7 +11,6 @@ import vcjax
 from vcjax.hashing import tree_digests
 
 WORKER = Path(__file__).with_name("worker.py")
-SHAPES = {2: [4, 1], 4: [2, 2]}
 MEGABYTE = 1 << 20
 
 
@@ -27,34 +26,13 @@ def reference():
     }
 
 
-@pytest.fixture(scope="module")
-def groups(start):
-    return {2: start(2, 2), 4: start(4, 1)}
-
-
-@pytest.fixture(params=[2, 4])
-def group(groups, request):
-    return groups[request.param]
-
-
-@pytest.fixture
-def pair(groups):
-    """Two processes, where four would add only time."""
-    return groups[2]
-
-
-@pytest.fixture
-def url(tmp_path):
-    return str(tmp_path / "repo")
-
-
 def same(tree, expected):
     return tree_digests(tree) == tree_digests(expected)
 
 
 def test_all_return_one_commit_with_the_digests_of_a_single_process(group, url, reference):
     group.call("init", url=url)
-    saved = group.call("commit", url=url, shape=SHAPES[group.count])
+    saved = group.call("commit", url=url, shape=group.shape)
     assert len({each["digest"] for each in saved}) == 1
     repo = vcjax.Repository.open(url)
     assert repo.resolve("HEAD").digest == saved[0]["digest"]
@@ -77,7 +55,7 @@ def test_all_return_one_commit_with_the_digests_of_a_single_process(group, url, 
 
 def test_only_chunks_that_changed_are_written(pair, url):
     pair.call("init", url=url)
-    shape = SHAPES[pair.count]
+    shape = pair.shape
     pair.call("commit", url=url, shape=shape)
     saved = pair.call("commit", url=url, shape=shape, change=5.0)
     assert sum(each["written"] for each in saved) == 4_000_000  # one chunk of "rows"
@@ -127,7 +105,7 @@ def test_saving_in_the_background_of_training(group, url, reference):
     """The training step's collectives and the save do not wait for each other."""
     group.call("init", url=url)
     for seed in (0, 1):
-        saved = group.call("commit_async", url=url, shape=SHAPES[group.count], seed=seed, steps=3)
+        saved = group.call("commit_async", url=url, shape=group.shape, seed=seed, steps=3)
         assert len({each["digest"] for each in saved}) == 1
     repo = vcjax.Repository.open(url)
     assert [commit.message for commit in repo.log()] == ["async", "async"]
@@ -166,7 +144,7 @@ def test_what_process_0_meets_is_raised_by_all(group, url):
 
 def test_what_one_process_meets_is_told_to_all(pair, url):
     pair.call("init", url=url)
-    shape, last = SHAPES[pair.count], pair.count - 1
+    shape, last = pair.shape, pair.count - 1
     [kept, *_] = pair.call("commit", url=url, shape=shape)
     errors = pair.fail("full_disk", url=url, shape=shape, process=last, seed=1)
     kinds = [kind for kind, _ in errors]

@@ -14,6 +14,8 @@ import vcjax
 from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
 from vcjax.orbax.policies import ranked
 
+from ..leaf_kinds import assert_restores, tree
+
 
 def Options(enable_async_checkpointing=False, **options):
     return vcjax.CheckpointManagerOptions(
@@ -23,21 +25,6 @@ def Options(enable_async_checkpointing=False, **options):
 
 def Manager(url, options=None):
     return vcjax.CheckpointManager(url, options or Options())
-
-
-def tree(value):
-    """One leaf in the manifest, one in a pack, one of its own, one that never changes."""
-    return {
-        "inline": np.full(2, value),
-        "packed": np.full(2_000, value, np.float32),
-        "own": np.full(20_000, value, np.float32),
-        "fixed": np.full(20_000, -1, np.float32),
-    }
-
-
-def assert_restores(restored, value):
-    for name, expected in tree(value).items():
-        np.testing.assert_array_equal(restored[name], expected)
 
 
 def loss(metrics):

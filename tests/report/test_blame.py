@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from vcjax import Repository
-from vcjax.cli import main
 from vcjax.errors import RevisionError, TreeError
 from vcjax.storage import Store
 
@@ -303,13 +302,8 @@ def test_ranges(merged):
 
 
 @pytest.fixture
-def cli(capsys, merged):
-    def run(*words, code=0):
-        assert main([f"--repo={merged.url}", *words]) == code
-        captured = capsys.readouterr()
-        return captured.err if code else captured.out
-
-    return run
+def cli(cli_of, merged):
+    return cli_of(merged)
 
 
 def test_vcjax_blame(cli, merged):

@@ -7,7 +7,6 @@ import pytest
 
 import vcjax
 from vcjax import formats, report
-from vcjax.cli import main
 from vcjax.errors import VcjaxError
 
 
@@ -30,13 +29,8 @@ def project(repo):
 
 
 @pytest.fixture
-def cli(capsys, project):
-    def run(*words, code=0):
-        assert main([f"--repo={project.url}", *words]) == code
-        captured = capsys.readouterr()
-        return captured.err if code else captured.out
-
-    return run
+def cli(cli_of, project):
+    return cli_of(project)
 
 
 def test_sort_and_status(cli):
