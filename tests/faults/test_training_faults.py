@@ -1,13 +1,8 @@
 """What happens to training runs: SIGTERM, a full disk, a second run, a clock that is set back."""
 
-import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,20 +11,7 @@ import vcjax
 from vcjax.errors import StorageError
 from vcjax.repo import committing
 
-ROOT = Path(vcjax.__file__).parents[1]
-
-
-def run(code, *arguments):
-    """Runs some Python with vcjax and these sources importable."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
+from ..processes import run
 
 TRAINING = """
     import signal, sys

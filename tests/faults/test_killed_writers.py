@@ -1,0 +1,142 @@
+"""Writers and collectors that die half-way: what they leave does no harm."""
+
+import dataclasses
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vcjax
+from vcjax.objects.arrays import ArrayHeader
+
+from ..processes import run
+from .stored import files, same, tree
+
+KILLED = """
+    import os, sys
+    import numpy as np
+    import vcjax
+    import vcjax.tree.flattening, vcjax.repo.committing, vcjax.repo.restoring
+    import vcjax.merging.threeway
+
+    def work(seed):
+        repo = vcjax.Repository.open(sys.argv[1])
+        step = 0
+        while True:
+            tree = {
+                "big": np.full(20_000, seed * 1000 + step, np.float32),
+                "small": np.full(400, step, np.float32),
+                "frozen": np.arange(50_000, dtype=np.float32),
+                "step": step,
+            }
+            commit = repo.commit(tree, f"{seed} {step}", metadata={"step": step})
+            os.write(1, f"{commit.digest}\\n".encode())
+            step += 1
+
+    # Everything is imported and no thread runs yet, so that forking is safe and fast.
+    for seed in range(50):
+        sys.stdin.readline()
+        child = os.fork()
+        if child == 0:
+            work(seed)
+        os.write(1, f"{child}\\n".encode())
+        os.waitpid(child, 0)
+        os.write(1, b"dead\\n")
+"""
+
+
+def test_killed_at_fifty_random_points(repo):
+    """HEAD and every acknowledged commit are intact, and the next commit works."""
+    rng = random.Random(1)
+    parent = run(KILLED, repo.url)
+    acknowledged = []
+    for _ in range(50):
+        parent.stdin.write("go\n")
+        parent.stdin.flush()
+        first = parent.stdout.readline()
+        assert first, parent.stderr.read()
+        for _ in range(rng.randrange(3)):
+            line = parent.stdout.readline()
+            assert line != "dead\n", parent.communicate(timeout=60)[1]
+            acknowledged += [line.strip()]
+        time.sleep(rng.uniform(0, 0.1))  # the random point
+        try:
+            os.kill(int(first), signal.SIGKILL)
+        except ProcessLookupError:
+            pytest.fail(f"it died of itself: {parent.communicate(timeout=60)[1]}")
+        while (line := parent.stdout.readline()) != "dead\n":
+            assert line, parent.stderr.read()
+            acknowledged.append(line.strip())
+        fresh = vcjax.Repository.open(repo.url)
+        if acknowledged:
+            reachable = {commit.digest for commit in fresh.log()}
+            assert reachable.issuperset(acknowledged)
+            fresh.restore("HEAD")
+    parent.communicate(timeout=60)
+    assert len(acknowledged) > 20
+    fresh = vcjax.Repository.open(repo.url)
+    report = fresh.fsck()
+    assert report.ok, report.problems
+    for name in acknowledged:
+        restored = fresh.restore(name)
+        seed, step = map(int, fresh.resolve(name).message.split())
+        assert restored["step"] == step
+        assert (restored["big"] == seed * 1000 + step).all()
+    fresh.commit({"next": 1}, "works")
+    fresh.gc(force=True)
+    assert fresh.fsck().ok
+    assert not fresh.store.leftovers("leaves")
+
+
+def test_a_crash_before_the_ref_moves_leaves_no_trace(repo, monkeypatch):
+    repo.commit({"w": np.zeros(20_000)}, "kept")
+
+    def crash(*_):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(type(repo.store), "compare_and_set", crash)
+    with pytest.raises(RuntimeError, match="power cut"):
+        repo.commit({"w": np.ones(20_000)}, "lost")
+    monkeypatch.undo()
+    assert [commit.message for commit in repo.log()] == ["kept"]
+    assert repo.fsck().ok
+    assert len(repo.gc(dry_run=True).commits) == 0
+    plan = repo.gc(force=True)
+    assert (len(plan.commits), len(plan.manifests), len(plan.objects)) == (1, 1, 1)
+    assert repo.fsck().ok
+    assert repo.gc(dry_run=True, force=True).objects == ()
+
+
+def test_interrupted_deletion_is_taken_over(repo, monkeypatch):
+    """A collector died after marking a leaf object: a writer stores the leaf anew."""
+    commit = repo.commit({"w": np.arange(20_000.0)}, "one")
+    leaf = repo.manifest(commit).leaves["w"].digest
+    key = f"leaves/{leaf[:2]}/{leaf}"
+    repo.commit({"w": 1}, "two")
+    header = ArrayHeader.decode(key, repo.store.read(f"{key}/zarr.json"))
+    marked = dataclasses.replace(header, deleting=True, written=time.time() - 3600)
+    repo.store.write(f"{key}/zarr.json", marked.encode())
+    (repo.store.location.folder / key / "c" / "0").unlink()
+    repo.commit({"w": np.arange(20_000.0)}, "three")
+    np.testing.assert_array_equal(repo.restore()["w"], np.arange(20_000.0))
+    assert repo.fsck().ok
+
+
+@pytest.mark.parametrize("kind", ["chunk", "header", "pack", "pack header", "manifest", "ref"])
+def test_what_a_killed_writer_left_is_not_mixed_in(tmp_path, kind):
+    """TensorStore does not cut off the temporary file that it finds."""
+    other = vcjax.Repository.init(tmp_path / "other")
+    other.commit(tree(3), "the same leaves")
+    repo = vcjax.Repository.init(tmp_path / "repo")
+    for path in files(tmp_path / "other", kind):
+        stale = tmp_path / "repo" / path.relative_to(tmp_path / "other")
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{stale}.__lock").write_bytes(path.read_bytes() + b"of a killed writer")
+    repo.commit(tree(3), "now")
+    assert same(vcjax.Repository.open(repo.url).restore(), tree(3))
+    assert repo.fsck().ok
+    assert repo.store.leftovers("") == []
