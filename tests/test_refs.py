@@ -1,20 +1,22 @@
-"""Refs that are lost, a detached HEAD that several writers move, and undoing to the beginning."""
+"""Refs that are lost, a detached HEAD that several writers move, and undoing."""
 
 import shlex
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
+import vcjax
 from vcjax import Repository
 from vcjax.errors import ConflictError, CorruptionError, RefError, RevisionError
 from vcjax.history import Head
 
+from .processes import run
+
 WRITER = """
 import sys
 import numpy as np
+import vcjax
 from vcjax import Repository
 
 url, name = sys.argv[1:]
@@ -40,14 +42,7 @@ def detached(repo):
 
 def test_processes_on_a_detached_head_lose_nothing(detached):
     start = detached.resolve("HEAD")
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, detached.url.removeprefix("file://"), name],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in "ab"
-    ]
+    writers = [run(WRITER, detached.url.removeprefix("file://"), name) for name in "ab"]
     made = [line for writer in writers for line in writer.communicate(timeout=120)[0].split()]
     assert [writer.returncode for writer in writers] == [0, 0]
     assert len(made) == 16
@@ -194,6 +189,48 @@ def test_the_loss_of_a_first_state_cannot_be_seen(repo):
     assert repo.fsck().ok
 
 
+def test_undo_and_undo_again(repo):
+    digests = [repo.commit({"w": i}, str(i)).digest for i in range(4)]
+    for expected in (2, 1):
+        assert repo.undo().commit == digests[expected]
+    again = repo.commit({"w": 9}, "9")
+    assert again.parents == (digests[1],)
+    assert repo.resolve("main@{1}").digest == digests[1]
+    assert repo.undo().commit == digests[1]
+    assert repo.undo().commit == digests[0]
+    assert repo.undo() is None
+    assert repo.branches == {}
+    with pytest.raises(RefError):
+        repo.undo()
+    repo.commit({"w": 5}, "a new beginning")
+    assert repo.undo() is None
+    assert repo.fsck().ok
+
+
+def test_a_lost_log_entry_undoes_nothing(repo):
+    for i in range(3):
+        repo.commit({"w": i}, str(i))
+    repo.store.delete(["log/refs/heads/main@000000000002.json"])
+    with pytest.raises(RefError, match="lacks its state 2"):
+        repo.undo()
+    assert repo.restore() == {"w": 2}
+    assert [p.message for p in repo.fsck().problems] == ["its state 2 is missing"]
+
+
+def test_former_states_are_kept_by_when_they_were_replaced(repo):
+    """A state that was set long ago and replaced today can still be undone after `gc`."""
+    repo.commit({"w": 1}, "old")
+    state = repo.refs.get("refs/heads/main")
+    old = vcjax.Ref(state.name, state.commit, 1, state.time - 1e8, "commit: old", None, "00")
+    repo.store.write(state.name, old.encode())
+    repo.commit({"w": 2}, "new")
+    repo.branch("elsewhere")
+    repo.refs.undo("refs/heads/elsewhere")
+    repo.gc(force=True)
+    assert repo.undo().commit == old.commit
+    assert repo.restore() == {"w": 1}
+
+
 def test_undo_to_the_beginning_says_how_to_redo(repo, cli_in):
     name = "it's&main"
     repo.switch(name, create=True)
@@ -264,15 +301,3 @@ def test_fsck_reads_the_metadata_of_bases(changed_twice):
     assert repo.fsck().ok
     repo.store.delete(inner[:1])
     assert [str(problem) for problem in repo.fsck().problems] == [f"{inner[0]}: is missing"]
-
-
-@pytest.fixture
-def cli_in(capsys):
-    """Runs the command line on a repository: (exit code, stdout, stderr)."""
-    from vcjax.cli import main
-
-    def run(repo, *words):
-        code = main(["--repo", repo.url, *words])
-        return code, *capsys.readouterr()
-
-    return run

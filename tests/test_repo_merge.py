@@ -1,6 +1,5 @@
 """`Repository.merge` with a method: which it takes, what it holds in memory, what it says."""
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,14 +9,7 @@ from vcjax import merging
 from vcjax.errors import ConflictError, MergeError
 from vcjax.repo import jobs, outputs
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly():
-    """Whole-model methods compile many programs; optimising them takes minutes."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 NARROW = [
@@ -201,3 +193,19 @@ def test_hints_of_both_kinds(repo):
     assert "--rule='PATH=ours'" in caught.value.hint
     commit = repo.merge("ours", "theirs", method="average", resolve={"w": "ours"})
     assert commit.provenance["decisions"] == {"v": "method", "w": "side"}
+
+
+@pytest.mark.parametrize("name", ["average", "ties", "dare_ties", "model_stock"])
+def test_64_bit_leaves_are_merged_in_64_bits(name):
+    repo = vcjax.Repository.init(f"memory://wide-{name}")
+    base = np.linspace(0, 1, 300)
+    repo.commit({"w": base})
+    repo.branch("a")
+    repo.branch("b")
+    repo.commit({"w": base + 1e-12}, branch="a")
+    repo.commit({"w": base + 3e-12}, branch="b")
+    method = vcjax.merging.from_config(name)
+    merged = repo.restore(repo.merge("a", "b", method=method, key=0 if method.random else None))
+    change = merged["w"] - base
+    assert merged["w"].dtype == np.float64
+    assert 0 < np.abs(change).max() < 1e-11  # float32 would round by 1e-8
