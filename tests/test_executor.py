@@ -103,6 +103,47 @@ def test_it_agrees_with_merge(name):
         assert np.mean(leaf.astype(np.float32) != expected) < 0.01
 
 
+def trimmed(x, density, tie_rule="exact"):
+    """The largest magnitudes in NumPy, lowest index first among ties."""
+    flat, kept = x.reshape(-1), int(np.ceil(density * x.size))
+    order = np.argsort(-np.abs(flat), kind="stable")[:kept]
+    mask = np.isin(np.arange(x.size), order)
+    if tie_rule == ">=" and kept:
+        mask = np.abs(flat) >= np.abs(flat[order[-1]])
+    return np.where(mask, flat, 0).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("densities", "tie_rule", "count", "devices"),
+    [
+        ([0.3], "exact", 3, 1),
+        ([0.3], "exact", 3, 4),
+        ([0.9], "exact", 10, 1),
+        ([0.6, 0.1], "exact", 2, 1),
+        ([0.6, 0.5], ">=", 2, 1),
+        ([0.0], "exact", 2, 1),
+        ([0.0], ">=", 2, 1),
+    ],
+)
+def test_ties_are_kept_in_order_across_slices(densities, tie_rule, count, devices, dtype):
+    # Small whole numbers: each magnitude has thousands of ties, and sums are exact.
+    rng = np.random.default_rng(5)
+    trees = [{"w": rng.integers(-2, 3, (3, 5000)).astype(dtype)} for _ in range(count)]
+    base = {"w": np.zeros((3, 5000), dtype)}
+    steps = [merging.trim(density, tie_rule) for density in densities]
+    ends = merging.task_vectors(), merging.add_base()
+    method = merging.chain(ends[0], *steps, merging.weighted_sum(), ends[1])
+    want = 0
+    for tree in trees:
+        values = tree["w"]
+        for density in densities:
+            values = trimmed(values, density, tie_rule)
+        want = want + values
+    found = merged(method, trees, base, weights=[1] * count, devices=jax.devices()[:devices])
+    np.testing.assert_array_equal(found["w"], want)
+
+
 @pytest.mark.parametrize("dtypes", [(np.float32, BFLOAT16), (BFLOAT16, np.float64)])
 def test_dtypes_may_be_mixed_and_chosen(dtypes):
     trees = [numbers(i + 1, dtype) for i, dtype in enumerate(dtypes)]

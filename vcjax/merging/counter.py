@@ -32,6 +32,7 @@ def path_words(path: str) -> jax.Array:
     return jnp.asarray(np.frombuffer(digest, "<u4"))
 
 
+@jax.jit
 def leaf_seed(key: jax.Array, words: jax.Array) -> jax.Array:
     """`uint32[2]` of a PRNG key and the words of a leaf path."""
     drawn = jax.random.bits(key, (2,), jnp.uint32)

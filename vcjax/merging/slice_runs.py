@@ -5,13 +5,14 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.picking import Picks, Quota, Shares
 from vcjax.merging.run import cast, finish_leaf, split, start_fold
 from vcjax.merging.slicing import Sliced, sliced
 
@@ -62,6 +63,22 @@ def _ways(steps: Sequence[Transform], kind: np.dtype) -> list[Sliced] | None:
     return None if None in ways else [way for way in ways if way is not None]
 
 
+class _Picked(NamedTuple):
+    """What the last of a step's measures found out about ties.
+
+    Attributes:
+        shares: of each model.
+        quota: of the step.
+        number: of the pass.
+        state: of the step before that pass.
+    """
+
+    shares: list[Shares]
+    quota: Quota
+    number: int
+    state: Any
+
+
 @dataclass
 class SliceRun:
     """One leaf on its way through the passes of a plan.
@@ -83,12 +100,15 @@ class SliceRun:
         self._facts = tuple(way.facts(self.size) for way in self._ways)
         self.states = [()] * len(self._ways)
         self._sums: Any = None
+        self._picked: dict[int, _Picked] = {}
         self.rewind()
 
     def rewind(self) -> None:
         """Back to the first slice."""
         self._carries: Any = tuple(way.carry(self.models) for way in self._ways)
         self._apart: list[Any] | None = None
+        self._picks: Picks | None = None
+        self._slice = 0
 
     def measure(self, number: int, stack: Stack) -> None:
         """One slice in the pass of this number."""
@@ -96,24 +116,26 @@ class SliceRun:
         steps = self.plan.steps[: at + 1]
         given = steps, self._facts[: at + 1]
         if not all(step.per_model for step in steps):
-            state = tuple(self.states[: at + 1]), self._carries, self._sums
-            self._carries, self._sums = _measure(*given, stack, *state, which=which)
+            state = tuple(self.states[: at + 1]), self._carries
+            self._carries, found = _measure(*given, stack, *state, which=which)
+            self._sums = _added(self._sums, found)
             return
         if self._apart is None:  # one model at a time, by one small program
             state = tuple(self.states[: at + 1]), self._carries
             self._apart = [(*_of_model(state, i), None) for i in range(self.models)]
-        apart, wide = self._apart, jax.config.jax_enable_x64  # pyright: ignore
+            self._picks = Picks(self.models) if self._is_picked(number, stack) else None
+        apart, picks = self._apart, self._picks
+        wide = jax.config.jax_enable_x64  # pyright: ignore
 
         def measure_model(i: int) -> None:
-            one = replace(
-                stack,
-                values=(stack.values[i],),
-                weights=stack.weights[i : i + 1],
-                model=np.int32(i),
-            )
+            one, (states, carries, sums) = _only(stack, i), apart[i]
             with jax.enable_x64(wide):  # each thread has a setting of its own
-                found = _measure(*given, one, *apart[i], which=which)
-            apart[i] = (apart[i][0], *found)
+                if picks is None:
+                    carries, found = _measure(*given, one, states, carries, which=which)
+                else:
+                    carries, [picked] = _pick(*given, one, states, carries, which=which)
+                    found = picks.count(i, *map(np.asarray, picked))[None]
+                apart[i] = states, carries, _added(sums, found)
 
         # XLA counts with one core: two models are counted at once.
         list(_threads().map(measure_model, range(self.models)))
@@ -122,22 +144,61 @@ class SliceRun:
         """All slices were seen in the pass of this number."""
         at, which = self.plan.passes[number]
         if self._apart is not None:
-            self._sums = jax.tree.map(lambda *x: jnp.concatenate(x), *(s for *_, s in self._apart))
-        self.states[at] = _conclude(
+            sums = jax.device_get([found for *_, found in self._apart])
+            self._sums = jax.tree.map(lambda *x: np.concatenate(x), *sums)
+        before = self.states[at]
+        found = _conclude(
             self.plan.steps[at],
             self._facts[at],
-            self.states[at],
+            before,
             self._sums,
             kind=self.plan.dtype,
             which=which,
         )
+        # On the host it costs nothing to take the part of one model.
+        self.states[at] = jax.device_get(found)
+        if self._picks is not None and (quota_of := self._ways[at].quota) is not None:
+            quota = quota_of(self._facts[at], self.states[at])
+            self._picked[at] = _Picked(self._picks.shares(quota), quota, number, before)
         self._sums = None
         self.rewind()
+
+    def _is_picked(self, number: int, stack: Stack) -> bool:
+        """Whether the host counts in this pass."""
+        at, which = self.plan.passes[number]
+        [platform] = {device.platform for device in stack.values[0].devices()}
+        return platform == "cpu" and self._ways[at].measures[which].pick is not None
+
+    def _set_stops(self, stack: Stack) -> None:
+        """Tells the steps which ties of the next slice are kept."""
+        carries = list(self._carries)
+        for at, picked in self._picked.items():
+            stops = [
+                shares.stop(
+                    self._slice, functools.partial(self._ties, picked, _only(stack, i), carries)
+                )
+                for i, shares in enumerate(picked.shares)
+            ]
+            carries[at] = carries[at]._replace(stops=np.array(stops))
+        self._carries = tuple(carries)
+        self._slice += 1
+
+    def _ties(self, picked: _Picked, one: Stack, carries: Sequence[Any]) -> np.ndarray:
+        """Which elements of one model's slice equal the threshold: those picked, once more."""
+        at, which = self.plan.passes[picked.number]
+        states = (*self.states[:at], picked.state)
+        given = (_of_model(x, one.model) for x in (states, tuple(carries[: at + 1])))
+        _, [found] = _pick(
+            self.plan.steps[: at + 1], self._facts[: at + 1], one, *given, which=which
+        )
+        mask, digits = map(np.asarray, found)
+        return mask & (digits == picked.quota.digit[one.model])
 
     def merge(self, stack: Stack, dtype: Any) -> jax.Array:
         """The merged slice; the memory of the first model's slice may be taken for it."""
         steps, kind = self.plan.steps, np.dtype(dtype)
         given = self._facts, tuple(self.states)
+        self._set_stops(stack)
         if len(stack.values) > FEW and self.plan.foldable:
             return self._folded(stack, kind)
         first, stack = stack.values[0], replace(stack, values=stack.values[1:])
@@ -147,13 +208,10 @@ class SliceRun:
 
     def _folded(self, stack: Stack, kind: np.dtype) -> jax.Array:
         accumulators, carries = start_fold(self.plan.steps, stack), []
-        for i, value in enumerate(stack.values):
-            one = replace(
-                stack, values=(value,), weights=stack.weights[i : i + 1], model=np.int32(i)
-            )
+        for i in range(self.models):
             states, carried = (_of_model(x, i) for x in (tuple(self.states), self._carries))
             accumulators, carry = _fold(
-                self.plan.steps, accumulators, one, self._facts, states, carried
+                self.plan.steps, accumulators, _only(stack, i), self._facts, states, carried
             )
             carries.append(carry)
         self._carries = jax.tree.map(lambda *x: jnp.concatenate(x), *carries)
@@ -163,6 +221,12 @@ class SliceRun:
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "vcjax-measure")
+
+
+def _only(stack: Stack, i: int) -> Stack:
+    """The stack of one model."""
+    given = {"weights": stack.weights[i : i + 1], "model": np.int32(i)}
+    return replace(stack, values=(stack.values[i],), **given)
 
 
 def _of_model(states: Any, i: int) -> Any:
@@ -184,24 +248,54 @@ def _through(
     return stack, (*after, *carries[len(after) :])
 
 
-@functools.partial(jax.jit, static_argnames="which", donate_argnames="sums")
+def _added(sums: Any, found: Any) -> Any:
+    """Sums with what one more slice adds; apart, so that the first slice needs no program more."""
+    if sums is None:
+        return found
+    return sums + found if isinstance(found, np.ndarray) else _add(sums, found)
+
+
+@functools.partial(jax.jit, donate_argnames="sums")
+def _add(sums: Any, found: Any) -> Any:
+    return jax.tree.map(jnp.add, sums, found)
+
+
+@functools.partial(jax.jit, static_argnames="which")
 def _measure(
     steps: tuple[Transform, ...],
     facts: Any,
     stack: Stack,
     states: Any,
     carries: Any,
-    sums: Any,
     *,
     which: int,
 ) -> tuple[Any, Any]:
-    """What goes to the next slice, and the sums with what this one adds."""
+    """What goes to the next slice, and what this one adds to the sums."""
     stack = cast(stack)
     way = sliced(steps[-1], stack.values[0].dtype)
     assert way is not None
     stack, carries = _through(steps[:-1], stack, facts, states, carries)
-    found = way.measures[which].take(stack, facts[-1], states[-1])
-    return carries, found if sums is None else jax.tree.map(jnp.add, sums, found)
+    return carries, way.measures[which].take(stack, facts[-1], states[-1])
+
+
+@functools.partial(jax.jit, static_argnames="which")
+def _pick(
+    steps: tuple[Transform, ...],
+    facts: Any,
+    stack: Stack,
+    states: Any,
+    carries: Any,
+    *,
+    which: int,
+) -> tuple[Any, Any]:
+    """What goes to the next slice, and what the host counts in this one."""
+    stack = cast(stack)
+    way = sliced(steps[-1], stack.values[0].dtype)
+    assert way is not None
+    pick = way.measures[which].pick
+    assert pick is not None
+    stack, carries = _through(steps[:-1], stack, facts, states, carries)
+    return carries, pick(stack, facts[-1], states[-1])
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "which"))

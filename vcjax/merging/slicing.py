@@ -20,6 +20,7 @@ import numpy as np
 from vcjax.merging import gram as g
 from vcjax.merging.agreement import energy_weights, erase_minority
 from vcjax.merging.atoms import drop, keep_where, mapped, merged
+from vcjax.merging.counter import flat_index
 from vcjax.merging.dropping import drop_by_rank
 from vcjax.merging.geodesic import (
     arc_coefficients,
@@ -28,6 +29,7 @@ from vcjax.merging.geodesic import (
     weighted_arc_coefficients,
 )
 from vcjax.merging.method import Stack, Transform
+from vcjax.merging.picking import Quota, Ties
 from vcjax.merging.selection import (
     Threshold,
     choose_digit,
@@ -50,10 +52,13 @@ class Measure(NamedTuple):
     Attributes:
         take: (stack, facts, state) -> numbers, which are summed over the slices.
         conclude: (facts, state, sums) -> the next state.
+        pick: (stack, facts, state) -> for each model a mask of what a histogram counts, and
+            digits below 2^16: what `take` gives, as the host makes it (`Picks`).
     """
 
     take: Callable[[Stack, Facts, Any], Any]
     conclude: Callable[[Facts, Any, Any], Any]
+    pick: Callable[[Stack, Facts, Any], Any] | None = None
 
 
 def _nothing(size: int) -> Facts:
@@ -74,6 +79,7 @@ class Sliced(NamedTuple):
         carry: what goes from one slice to the next, before the first.
         rows: whether slices must be whole rows.
         axes: fewest axes of a leaf; one of fewer must be seen whole.
+        quota: (facts, state) -> what of the last measure's picks is kept.
     """
 
     apply: Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]
@@ -82,6 +88,7 @@ class Sliced(NamedTuple):
     carry: Callable[[int], Any] = _no_carry
     rows: bool = False
     axes: int = 1
+    quota: Callable[[Facts, Any], Quota] | None = None
 
 
 SLICED: dict[str, Callable[..., Sliced | None]] = {}
@@ -136,24 +143,37 @@ def _trim(dtype: np.dtype, density: Any, tie_rule: str, rounding: str) -> Sliced
     if not isinstance(density, tuple) and density >= 1:
         return Sliced(lambda stack, facts, state, carry: (stack, carry))
 
-    def apply(stack: Stack, facts: Kept, state: Threshold, carry: Any) -> tuple[Stack, Any]:
+    def apply(stack: Stack, facts: Kept, state: Threshold, carry: Ties) -> tuple[Stack, Any]:
         kept, ties = [], []
         for i, x in enumerate(stack.values):
             keys = magnitude_keys(x)
+            tied = keys == state.key[i]
+            if carry.stops is not None:
+                taken = tied & (flat_index(keys.shape) < carry.stops[i])
+                kept.append(keep_where((keys > state.key[i]) | taken, x))
+                continue
             # Ties of the slices before come first: they count as larger.
-            found = Threshold(state.key[i], state.above[i] + carry[i], state.equal[i])
+            found = Threshold(state.key[i], state.above[i] + carry.taken[i], state.equal[i])
             kept.append(keep_where(keep_mask(keys, found, facts.of(stack.model + i), tie_rule), x))
-            ties.append(number_set(keys == found.key))
-        if tie_rule != "exact":
-            return mapped(stack, kept), carry
-        return mapped(stack, kept), carry + jnp.stack(ties)
+            ties.append(number_set(tied))
+        if ties and tie_rule == "exact":
+            carry = Ties(carry.taken + jnp.stack(ties))
+        return mapped(stack, kept), carry
+
+    def quota(facts: Kept, state: Threshold) -> Quota:
+        above, equal = np.asarray(state.above), np.asarray(state.equal)
+        wanted = facts.k - above if tie_rule == "exact" else np.where(facts.k > 0, equal, 0)
+        return Quota(np.asarray(state.key) & 0xFFFF, np.broadcast_to(wanted, above.shape))
 
     def facts(size: int) -> Kept:
         if isinstance(density, tuple):
             return Kept(np.array([count(one, size, rounding) for one in density], np.int32))
         return Kept(np.asarray(count(density, size, rounding), np.int32))
 
-    return Sliced(apply, _radix(dtype), facts, lambda models: np.zeros(models, np.int32))
+    def carry(models: int) -> Ties:
+        return Ties(np.zeros(models, np.int32))
+
+    return Sliced(apply, _radix(dtype), facts, carry, quota=quota)
 
 
 def _radix(dtype: np.dtype) -> tuple[Measure, ...]:
@@ -169,6 +189,11 @@ def _radix(dtype: np.dtype) -> tuple[Measure, ...]:
             pairs = zip(stack.values, prefix, strict=True)
             return jnp.stack([histogram(magnitude_keys(x), shift, p) for x, p in pairs])
 
+        def pick(stack: Stack, facts: Kept, state: Any) -> list[tuple[jax.Array, jax.Array]]:
+            keys = [magnitude_keys(x) >> np.array(shift, kind) for x in stack.values]
+            pairs = zip(keys, state.key, strict=True)
+            return [(k >> DIGIT == p, k.astype(np.uint16)) for k, p in pairs]
+
         def conclude(facts: Kept, state: Any, sums: jax.Array) -> Threshold:
             models = sums.shape[0]
             nothing = jnp.zeros(models, jnp.int32)
@@ -177,7 +202,8 @@ def _radix(dtype: np.dtype) -> tuple[Measure, ...]:
             key = (before.key << (DIGIT % (8 * kind.itemsize))) | digit.astype(kind)
             return Threshold(key, before.above + more, equal)
 
-        return Measure(take, conclude)
+        # In the first pass every element counts.
+        return Measure(take, conclude, pick if number else None)
 
     return tuple(measure(number) for number in range(passes))
 
