@@ -135,8 +135,8 @@ def test_ties_are_kept_in_order_across_slices(densities, tie_rule, count, device
     ends = merging.task_vectors(), merging.add_base()
     method = merging.chain(ends[0], *steps, merging.weighted_sum(), ends[1])
     want = 0
-    for tree in trees:
-        values = tree["w"]
+    for model in trees:
+        values = model["w"]
         for density in densities:
             values = trimmed(values, density, tie_rule)
         want = want + values
