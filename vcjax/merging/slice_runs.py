@@ -117,7 +117,8 @@ class SliceRun:
         given = steps, self._facts[: at + 1]
         if not all(step.per_model for step in steps):
             state = tuple(self.states[: at + 1]), self._carries
-            self._carries, found = _measure(*given, stack, *state, which=which)
+            moved, found = _measure(*given, stack, *state, which=which)
+            self._carries = (*moved, *self._carries[at:])
             self._sums = _added(self._sums, found)
             return
         if self._apart is None:  # one model at a time, by one small program
@@ -131,11 +132,11 @@ class SliceRun:
             one, (states, carries, sums) = _only(stack, i), apart[i]
             with jax.enable_x64(wide):  # each thread has a setting of its own
                 if picks is None:
-                    carries, found = _measure(*given, one, states, carries, which=which)
+                    moved, found = _measure(*given, one, states, carries, which=which)
                 else:
-                    carries, [picked] = _pick(*given, one, states, carries, which=which)
+                    moved, [picked] = _pick(*given, one, states, carries, which=which)
                     found = picks.count(i, *map(np.asarray, picked))[None]
-                apart[i] = states, carries, _added(sums, found)
+                apart[i] = states, (*moved, *carries[at:]), _added(sums, found)
 
         # XLA counts with one core: two models are counted at once.
         list(_threads().map(measure_model, range(self.models)))
@@ -179,7 +180,7 @@ class SliceRun:
                 )
                 for i, shares in enumerate(picked.shares)
             ]
-            carries[at] = carries[at]._replace(stops=np.array(stops))
+            carries[at] = self._ways[at].carry(self.models)._replace(stops=np.array(stops))
         self._carries = tuple(carries)
         self._slice += 1
 
@@ -187,7 +188,8 @@ class SliceRun:
         """Which elements of one model's slice equal the threshold: those picked, once more."""
         at, which = self.plan.passes[picked.number]
         states = (*self.states[:at], picked.state)
-        given = (_of_model(x, one.model) for x in (states, tuple(carries[: at + 1])))
+        carries = (*carries[:at], self._ways[at].carry(self.models), *carries[at + 1 :])
+        given = (_of_model(x, one.model) for x in (states, carries))
         _, [found] = _pick(
             self.plan.steps[: at + 1], self._facts[: at + 1], one, *given, which=which
         )
@@ -237,7 +239,7 @@ def _of_model(states: Any, i: int) -> Any:
 def _through(
     steps: Sequence[Transform], stack: Stack, facts: Any, states: Any, carries: Any
 ) -> tuple[Stack, tuple[Any, ...]]:
-    """The stack after some steps, and what goes to the next slice."""
+    """The stack after some steps, and what goes from them to the next slice."""
     after = []
     kind = stack.values[0].dtype
     for step, fact, state, carry in zip(steps, facts, states, carries, strict=False):
@@ -245,7 +247,7 @@ def _through(
         assert way is not None
         stack, moved = way.apply(stack, fact, state, carry)
         after.append(moved)
-    return stack, (*after, *carries[len(after) :])
+    return stack, tuple(after)
 
 
 def _added(sums: Any, found: Any) -> Any:
@@ -270,7 +272,7 @@ def _measure(
     *,
     which: int,
 ) -> tuple[Any, Any]:
-    """What goes to the next slice, and what this one adds to the sums."""
+    """What goes to the next slice from the steps before the last, and what this one adds."""
     stack = cast(stack)
     way = sliced(steps[-1], stack.values[0].dtype)
     assert way is not None
@@ -288,7 +290,7 @@ def _pick(
     *,
     which: int,
 ) -> tuple[Any, Any]:
-    """What goes to the next slice, and what the host counts in this one."""
+    """What goes to the next slice from the steps before the last, and what the host counts."""
     stack = cast(stack)
     way = sliced(steps[-1], stack.values[0].dtype)
     assert way is not None

@@ -227,7 +227,7 @@ class _Execution:
         return Stack(
             values=loaded.values,
             base=loaded.base,
-            weights=jnp.asarray(np.asarray(job.weights, np.float64)),
+            weights=np.asarray(job.weights, jax.dtypes.canonicalize_dtype(np.float64)),
             seed=loaded.extra.get("seed"),
             row=np.uint32(loaded.row),
             **given,
