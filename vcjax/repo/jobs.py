@@ -11,12 +11,18 @@ import numpy as np
 from vcjax import tree
 from vcjax.merging.inputs import NO_JAX_ARRAYS
 from vcjax.merging.method import MergeMethod
-from vcjax.merging.slice_runs import FEW, SlicePlan, plan_slices
+from vcjax.merging.slice_runs import SlicePlan, plan_slices
 
 SLICES = (1 << 18, 1 << 19, 1 << 20)
 """Elements of a slice, of which the plan takes what pads the leaves least.
 
 245 M bfloat16 on two CPU cores are fastest in slices of 2^20; longer ones fall out of the cache.
+"""
+
+HELD = 1 << 22
+"""Elements that the slices of all models may have together, if they can: memory is then flat in
+the number of models. TIES of 2, 4 and 8 models of 491 MB: 190, 222 and 180 MB; 244 MB for 8
+without.
 """
 
 SLICE_COST = 1 << 15
@@ -133,8 +139,7 @@ def cut(job: Job, length: int) -> Cut:
 def slice_length(jobs: Sequence[Job]) -> int:
     """The length of slices that costs the least for some jobs."""
     models = max((len(job.inputs) for job in jobs), default=1)
-    if models > FEW:
-        return SLICES[0]
+    lengths = [length for length in SLICES if length * models <= HELD] or SLICES[:1]
     sizes = [
         job.size
         for job in jobs
@@ -144,7 +149,7 @@ def slice_length(jobs: Sequence[Job]) -> int:
     def cost(length: int) -> int:
         return sum(-(-size // length) * (length + SLICE_COST) for size in sizes)
 
-    return min(reversed(SLICES), key=cost)
+    return min(reversed(lengths), key=cost)
 
 
 def widened(array: np.ndarray) -> np.ndarray:
