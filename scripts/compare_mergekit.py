@@ -5,6 +5,9 @@
 `MERGEKIT_YAML` names mergekit's executable, in an environment of its own. The models
 are of float32: with weights of bfloat16 many task vectors have the same magnitude,
 and which of those a threshold keeps is a matter of sorting.
+
+That environment has `transformers` too: it loads the folders that both wrote, and the
+logits of the two models are compared.
 """
 
 import json
@@ -51,6 +54,24 @@ def _pair(method: str, **parameters: Any) -> dict[str, Any]:
 def _free(method: str, *models: dict[str, Any], **parameters: Any) -> dict[str, Any]:
     return {"merge_method": method, "models": [*models], "parameters": parameters}
 
+
+LOGITS = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+
+def logits(folder):
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
+        raise SystemExit(f"{folder}: {info}")
+    return model(torch.arange(64)[None]).logits.detach()
+
+found = []
+for folder in sys.argv[1:]:
+    ours, theirs = logits(f"{folder}/vcjax"), logits(f"{folder}/mergekit")
+    found.append(float((ours - theirs).abs().max() / theirs.abs().max()))
+print(json.dumps(found))
+"""
+"""What transformers makes of the results: the largest difference of logits, for each recipe."""
 
 UNEVEN = (0.3, 0.5, 0.4)
 
@@ -117,12 +138,15 @@ def main(argv: list[str]) -> None:
     rows = []
     with scratch("") as folder:
         write_models(folder)
-        for name, recipe in RECIPES.items():
-            worst, share = compare(folder, recipe)
+        for number, (name, recipe) in enumerate(RECIPES.items()):
+            worst, share = compare(folder, recipe, folder / f"result{number}")
             rows.append(f"| {name} | `{recipe['merge_method']}` | {worst:.1e} | {share:.2%} |")
             print(rows[-1], flush=True)
-    head = "| recipe | method | largest difference | elements beyond 1e-6 |"
-    table = "\n".join([head, "| --- | --- | ---: | ---: |", *rows])
+        found = differences_of_logits([folder / f"result{i}" for i in range(len(RECIPES))])
+    rows = [f"{row} {logits:.1e} |" for row, logits in zip(rows, found, strict=True)]
+    head = "| recipe | method | largest difference | elements beyond 1e-6 | logits |"
+    table = "\n".join([head, "| --- | --- | ---: | ---: | ---: |", *rows])
+    print(table)
     if FLAGS.record:
         benchmark.record("agreement", table)
 
@@ -144,21 +168,37 @@ def write_models(folder: Path) -> None:
         (folder / name / "config.json").write_text(json.dumps(settings))
 
 
-def compare(folder: Path, recipe: dict[str, Any]) -> tuple[float, float]:
-    """The largest difference, relative to the largest weight of its leaf, and how many differ."""
+def differences_of_logits(results: list[Path]) -> list[float]:
+    """Of the models in each folder, by the transformers of mergekit's environment."""
+    python = Path(os.environ["MERGEKIT_YAML"]).parent / "python"
+    words = [str(python), "-c", LOGITS, *map(str, results)]
+    return json.loads(_ran(words, results[0].parent).splitlines()[-1])
+
+
+def _ran(words: list[str], folder: Path) -> str:
+    done = subprocess.run(
+        words, cwd=folder, env=environment(words), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{words} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def compare(folder: Path, recipe: dict[str, Any], output: Path) -> tuple[float, float]:
+    """The largest difference, relative to the largest weight of its leaf, and how many differ.
+
+    Args:
+        folder: with the models.
+        recipe: what both run.
+        output: where the folder of each is left.
+    """
     path = folder / "recipe.yml"
     text = json.dumps(recipe | {"dtype": "float32"})  # JSON is YAML too
     path.write_text(re.sub(r'"(base|model\d)"', rf'"{folder}/\1"', text))
     results = []
     for name in CONTENDERS:
-        words = command(name, path, folder / name)
-        done = subprocess.run(
-            words, cwd=folder, env=environment(words), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"{words} failed:\n{done.stderr[-2000:]}")
-        results.append(read_folder(folder / name).tree)
-        subprocess.run(["rm", "-r", str(folder / name)], check=True)
+        _ran(command(name, path, output / name), folder)
+        results.append(read_folder(output / name).tree)
     ours, theirs = results
     if ours.keys() != theirs.keys():
         raise SystemExit(f"other tensors: {sorted(ours.keys() ^ theirs.keys())}")

@@ -113,6 +113,14 @@ def trimmed(x, density, tie_rule="exact"):
     return np.where(mask, flat, 0).reshape(x.shape)
 
 
+@pytest.fixture(params=["by the host", "by the program"])
+def counted(request, monkeypatch):
+    """Where elements are counted that equal a threshold; accelerators do it in the program."""
+    if request.param == "by the program":
+        monkeypatch.setattr(slice_runs.SliceRun, "_is_picked", lambda *_: False)
+
+
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("densities", "tie_rule", "count", "devices"),

@@ -56,15 +56,17 @@ def _digest_all(spans: list[Span]) -> list[bytes]:
 
 def _digest_ahead(spans: Iterable[Span]) -> Iterator[bytes]:
     """The digests of spans, in order, computed by all cores ahead of the consumer."""
-    tasks: list[list[Span]] = [[]]
+    futures: list[Future[list[bytes]]] = []
+    task: list[Span] = []
     size = 0
-    for span in spans:
-        tasks[-1].append(span)
+    for span in spans:  # the first tasks run while later spans are made
+        task.append(span)
         size += span[2] - span[1]
         if size >= TASK_BYTES:
-            tasks.append([])
-            size = 0
-    futures = [_start(task) for task in tasks if task]
+            futures.append(_start(task))
+            task, size = [], 0
+    if task:
+        futures.append(_start(task))
     return chain.from_iterable(future.result() for future in futures)
 
 
@@ -103,15 +105,21 @@ def digest_arrays(leaves: Iterable[tuple[str, np.ndarray]]) -> Iterator[LeafDige
     Args:
         leaves: (dtype name, canonical host array) per leaf.
     """
-    held = list(leaves)
-    spans = {
-        i: [(bytes_view(array), *span) for span in grid.chunk_ranges(array.shape, array.itemsize)]
-        for i, (_, array) in enumerate(held)
-        if array.nbytes >= POOLED_BYTES
-    }
-    digests = _digest_ahead(chain.from_iterable(spans.values()))
+    held: list[tuple[str, np.ndarray]] = []
+    pooled: dict[int, int] = {}  # position of a leaf: its number of chunks
+
+    def spans() -> Iterator[Span]:
+        for dtype, array in leaves:
+            if array.nbytes >= POOLED_BYTES:
+                view = bytes_view(array)
+                ranges = list(grid.chunk_ranges(array.shape, array.itemsize))
+                pooled[len(held)] = len(ranges)
+                yield from ((view, *part) for part in ranges)
+            held.append((dtype, array))
+
+    digests = _digest_ahead(spans())
     for i, (dtype, array) in enumerate(held):
-        if i in spans:
-            yield joined_digest(dtype, array.shape, tuple(islice(digests, len(spans[i]))))
+        if i in pooled:
+            yield joined_digest(dtype, array.shape, tuple(islice(digests, pooled[i])))
         else:
             yield digest_array(dtype, array)

@@ -147,17 +147,14 @@ class SliceRun:
         if self._apart is not None:
             sums = jax.device_get([found for *_, found in self._apart])
             self._sums = jax.tree.map(lambda *x: np.concatenate(x), *sums)
-        before = self.states[at]
-        found = _conclude(
-            self.plan.steps[at],
-            self._facts[at],
-            before,
-            self._sums,
-            kind=self.plan.dtype,
-            which=which,
-        )
-        # On the host it costs nothing to take the part of one model.
-        self.states[at] = jax.device_get(found)
+        before, measure = self.states[at], self._ways[at].measures[which]
+        if measure.on_host:
+            self.states[at] = measure.conclude(self._facts[at], before, jax.device_get(self._sums))
+        else:
+            given = self._facts[at], before, self._sums
+            found = _conclude(self.plan.steps[at], *given, kind=self.plan.dtype, which=which)
+            # On the host it costs nothing to take the part of one model.
+            self.states[at] = jax.device_get(found)
         if self._picks is not None and (quota_of := self._ways[at].quota) is not None:
             quota = quota_of(self._facts[at], self.states[at])
             self._picked[at] = _Picked(self._picks.shares(quota), quota, number, before)

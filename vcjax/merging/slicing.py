@@ -29,10 +29,9 @@ from vcjax.merging.geodesic import (
     weighted_arc_coefficients,
 )
 from vcjax.merging.method import Stack, Transform
-from vcjax.merging.picking import Quota, Ties
+from vcjax.merging.picking import Quota, Ties, nth_digit
 from vcjax.merging.selection import (
     Threshold,
-    choose_digit,
     count,
     histogram,
     keep_mask,
@@ -52,12 +51,14 @@ class Measure(NamedTuple):
     Attributes:
         take: (stack, facts, state) -> numbers, which are summed over the slices.
         conclude: (facts, state, sums) -> the next state.
+        on_host: whether that is for NumPy, and not to be jitted.
         pick: (stack, facts, state) -> for each model a mask of what a histogram counts, and
             digits below 2^16: what `take` gives, as the host makes it (`Picks`).
     """
 
     take: Callable[[Stack, Facts, Any], Any]
     conclude: Callable[[Facts, Any, Any], Any]
+    on_host: bool = False
     pick: Callable[[Stack, Facts, Any], Any] | None = None
 
 
@@ -194,16 +195,18 @@ def _radix(dtype: np.dtype) -> tuple[Measure, ...]:
             pairs = zip(keys, state.key, strict=True)
             return [(k >> DIGIT == p, k.astype(np.uint16)) for k, p in pairs]
 
-        def conclude(facts: Kept, state: Any, sums: jax.Array) -> Threshold:
+        def conclude(facts: Kept, state: Any, sums: np.ndarray) -> Threshold:
             models = sums.shape[0]
-            nothing = jnp.zeros(models, jnp.int32)
-            before = state if number else Threshold(jnp.zeros(models, kind), nothing, nothing)
-            digit, more, equal = jax.vmap(choose_digit)(sums, facts.k - before.above)
-            key = (before.key << (DIGIT % (8 * kind.itemsize))) | digit.astype(kind)
-            return Threshold(key, before.above + more, equal)
+            nothing = np.zeros(models, np.int32)
+            before = state if number else Threshold(np.zeros(models, kind), nothing, nothing)
+            found = map(nth_digit, sums, np.broadcast_to(facts.k - before.above, models))
+            digit, more, equal = (np.array(numbers) for numbers in zip(*found, strict=True))
+            key = (before.key << np.array(DIGIT % (8 * kind.itemsize), kind)) | digit.astype(kind)
+            above = (before.above + more).astype(np.int32)
+            return Threshold(key, above, equal.astype(np.int32))
 
         # In the first pass every element counts.
-        return Measure(take, conclude, pick if number else None)
+        return Measure(take, conclude, on_host=True, pick=pick if number else None)
 
     return tuple(measure(number) for number in range(passes))
 
