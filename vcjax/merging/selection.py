@@ -38,9 +38,9 @@ class Threshold(NamedTuple):
         equal: how many keys equal it.
     """
 
-    key: jax.Array
-    above: jax.Array
-    equal: jax.Array
+    key: jax.Array | np.ndarray
+    above: jax.Array | np.ndarray
+    equal: jax.Array | np.ndarray
 
 
 def magnitude_keys(x: jax.Array) -> jax.Array:
