@@ -13,6 +13,7 @@ logits of the two models are compared.
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 def main(argv: list[str]) -> None:
     """Compares, prints the table, and with --record writes it into docs/benchmarks.md."""
     del argv
-    if not os.environ.get("MERGEKIT_YAML"):
+    program = shutil.which(os.environ.get("MERGEKIT_YAML", ""))
+    if program is None:
         raise app.UsageError("set MERGEKIT_YAML to mergekit's executable mergekit-yaml")
+    os.environ["MERGEKIT_YAML"] = os.path.abspath(program)
     rows = []
     with scratch("") as folder:
         write_models(folder)
@@ -206,6 +209,8 @@ def compare(folder: Path, recipe: dict[str, Any], output: Path) -> tuple[float, 
     for name in ours:
         a, b = (np.asarray(result[name], np.float64) for result in (ours, theirs))
         difference = np.abs(a - b) / np.max(np.abs(b))
+        if not np.isfinite(difference).all():
+            raise SystemExit(f"{name}: not finite")
         worst = max(worst, float(difference.max()))
         beyond += int(np.sum(difference > 1e-6))
         size += a.size

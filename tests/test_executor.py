@@ -16,8 +16,9 @@ from vcjax.formats.sharded import read_folder
 from vcjax.merging import slice_runs
 from vcjax.orbax.models import of_orbax
 from vcjax.repo import jobs, models, outputs
-from vcjax.repo.executing import execute
 from vcjax.repo.merging_models import Merge, to_files
+
+from .executed import merged
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHAPES = {"embed": (150, 2, 40), "bias": (9000,), "t": ()}
@@ -40,19 +41,6 @@ def numbers(seed, dtype=BFLOAT16):
         name: np.asarray(base.normal(size=shape) + 0.1 * seed * rng.normal(size=shape), dtype)
         for name, shape in SHAPES.items()
     }
-
-
-def merged(method, trees, base=None, weights=None, key=None, dtype=None, **given):
-    """What the executor makes of trees in memory."""
-    sources = tuple(models.of_tree(x) for x in trees)
-    merge = Merge(
-        sources, method, base and models.of_tree(base), weights, key, dtype and np.dtype(dtype).name
-    )
-    plan = merge.jobs()
-    found = {job.path: np.zeros(job.size, job.spec.dtype) for job in plan}
-    for piece in execute(plan, key=key, **given):
-        found[piece.job.path][piece.start : piece.start + piece.values.size] = piece.values
-    return {job.path: found[job.path].reshape(job.spec.shape) for job in plan}
 
 
 METHODS = {
@@ -103,60 +91,23 @@ def test_it_agrees_with_merge(name):
         assert np.mean(leaf.astype(np.float32) != expected) < 0.01
 
 
-def trimmed(x, density, tie_rule="exact"):
-    """The largest magnitudes in NumPy, lowest index first among ties."""
-    flat, kept = x.reshape(-1), int(np.ceil(density * x.size))
-    order = np.argsort(-np.abs(flat), kind="stable")[:kept]
-    mask = np.isin(np.arange(x.size), order)
-    if tie_rule == ">=" and kept:
-        mask = np.abs(flat) >= np.abs(flat[order[-1]])
-    return np.where(mask, flat, 0).reshape(x.shape)
-
-
-@pytest.fixture(params=["by the host", "by the program"])
-def counted(request, monkeypatch):
-    """Where elements are counted that equal a threshold; accelerators do it in the program."""
-    if request.param == "by the program":
-        monkeypatch.setattr(slice_runs.SliceRun, "_is_picked", lambda *_: False)
-
-
-@pytest.mark.usefixtures("counted")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("densities", "tie_rule", "count", "devices"),
+    ("method", "dtypes"),
     [
-        ([0.3], "exact", 3, 1),
-        ([0.3], "exact", 3, 4),
-        ([0.9], "exact", 10, 1),
-        ([0.6, 0.1], "exact", 2, 1),
-        ([0.6, 0.5], ">=", 2, 1),
-        ([0.0], "exact", 2, 1),
-        ([0.0], ">=", 2, 1),
+        (merging.linear(), (np.float32, BFLOAT16)),
+        (merging.linear(), (BFLOAT16, np.float64)),
+        (merging.ties(0.3), (np.float32, np.float64)),
+        (merging.ties(0.3), (np.float64, BFLOAT16)),
+        (merging.ties(0.3), (*(np.float32,) * 9, np.float64)),
+        (merging.breadcrumbs(0.3), (BFLOAT16, np.float64)),
     ],
 )
-def test_ties_are_kept_in_order_across_slices(densities, tie_rule, count, devices, dtype):
-    # Small whole numbers: each magnitude has thousands of ties, and sums are exact.
-    rng = np.random.default_rng(5)
-    trees = [{"w": rng.integers(-2, 3, (3, 5000)).astype(dtype)} for _ in range(count)]
-    base = {"w": np.zeros((3, 5000), dtype)}
-    steps = [merging.trim(density, tie_rule) for density in densities]
-    ends = merging.task_vectors(), merging.add_base()
-    method = merging.chain(ends[0], *steps, merging.weighted_sum(), ends[1])
-    want = 0
-    for model in trees:
-        values = model["w"]
-        for density in densities:
-            values = trimmed(values, density, tie_rule)
-        want = want + values
-    found = merged(method, trees, base, weights=[1] * count, devices=jax.devices()[:devices])
-    np.testing.assert_array_equal(found["w"], want)
-
-
-@pytest.mark.parametrize("dtypes", [(np.float32, BFLOAT16), (BFLOAT16, np.float64)])
-def test_dtypes_may_be_mixed_and_chosen(dtypes):
+def test_dtypes_may_be_mixed_and_chosen(method, dtypes):
+    weights = range(1, 1 + len(dtypes))
     trees = [numbers(i + 1, dtype) for i, dtype in enumerate(dtypes)]
-    want = vcjax.merge(trees, merging.linear(), weights=[1, 2], dtype=np.float32)
-    found = merged(merging.linear(), trees, weights=[1, 2], dtype=np.float32)
+    base = numbers(0) if method.needs_base else None
+    want = vcjax.merge(trees, method, base=base, weights=weights, dtype=np.float32)
+    found = merged(method, trees, base, weights=weights, dtype=np.float32)
     for path, leaf in found.items():
         assert leaf.dtype == np.float32
         np.testing.assert_allclose(leaf, want[path], rtol=1e-6, atol=1e-7)

@@ -16,6 +16,9 @@ from vcjax.merging.picking import Picks, Quota, Shares
 from vcjax.merging.run import cast, finish_leaf, split, start_fold
 from vcjax.merging.slicing import Sliced, sliced
 
+MEASURED = 4
+"""So many models are counted at the same time."""
+
 FEW = 8
 """Up to so many models are merged by one program; more, where the method folds, one by one into
 accumulators, so that programs stay small."""
@@ -120,11 +123,15 @@ class SliceRun:
             moved, found = _measure(*given, stack, *state, which=which)
             self._carries = (*moved, *self._carries[at:])
             self._sums = _added(self._sums, found)
+            if len(stack.values[0].devices()) > 1:
+                jax.block_until_ready(self._sums)
             return
         if self._apart is None:  # one model at a time, by one small program
             state = tuple(self.states[: at + 1]), self._carries
             self._apart = [(*_of_model(state, i), None) for i in range(self.models)]
             self._picks = Picks(self.models) if self._is_picked(number, stack) else None
+            if self._picks is not None and self._is_last(number):
+                self._picks.remember()
         apart, picks = self._apart, self._picks
         wide = jax.config.jax_enable_x64  # pyright: ignore
 
@@ -138,7 +145,13 @@ class SliceRun:
                     found = picks.count(i, *map(np.asarray, picked))[None]
                 apart[i] = states, (*moved, *carries[at:]), _added(sums, found)
 
-        # XLA counts with one core: two models are counted at once.
+        if len(stack.values[0].devices()) > 1:
+            # Programs that talk between devices wait for each other for ever if two are under way.
+            for i in range(self.models):
+                measure_model(i)
+                jax.block_until_ready(apart[i][2])
+            return
+        # XLA on CPU counts with one core: several models are counted at once.
         list(_threads().map(measure_model, range(self.models)))
 
     def conclude(self, number: int) -> None:
@@ -155,11 +168,17 @@ class SliceRun:
             found = _conclude(self.plan.steps[at], *given, kind=self.plan.dtype, which=which)
             # On the host it costs nothing to take the part of one model.
             self.states[at] = jax.device_get(found)
-        if self._picks is not None and (quota_of := self._ways[at].quota) is not None:
+        quota_of = self._ways[at].quota
+        if self._picks is not None and quota_of is not None and self._is_last(number):
             quota = quota_of(self._facts[at], self.states[at])
             self._picked[at] = _Picked(self._picks.shares(quota), quota, number, before)
         self._sums = None
         self.rewind()
+
+    def _is_last(self, number: int) -> bool:
+        """Whether no pass of the same step comes after this one."""
+        at, which = self.plan.passes[number]
+        return which == len(self._ways[at].measures) - 1
 
     def _is_picked(self, number: int, stack: Stack) -> bool:
         """Whether the host counts in this pass."""
@@ -219,7 +238,8 @@ class SliceRun:
 
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "vcjax-measure")
+    # Each holds what it counts of one model, so a large machine must not hold that of all.
+    return ThreadPoolExecutor(min(os.cpu_count() or 1, MEASURED), "vcjax-measure")
 
 
 def _only(stack: Stack, i: int) -> Stack:

@@ -11,7 +11,7 @@ A leaf goes one of these ways:
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -73,6 +73,7 @@ class _Loaded:
 def execute(
     jobs: Sequence[Job],
     *,
+    done: Collection[str] = (),
     key: Any = None,
     devices: Sequence[Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -83,38 +84,45 @@ def execute(
     the jobs, save those of methods that look at whole models, which come last.
 
     Args:
-        jobs: what to make.
+        jobs: all leaves of the models. How each is cut depends on all of them, and with it
+            the last bits of sums over slices.
+        done: leaf paths of those that are not needed any more.
         key: PRNG key or int, for random methods.
         devices: to spread slices over; by default all accelerators, or one CPU.
         progress: called with the bytes read so far and in all.
     """
-    return _Execution(jobs, key, devices, progress).pieces()
+    return _Execution(jobs, done, key, devices, progress).pieces()
 
 
 class _Execution:
     def __init__(
         self,
         jobs: Sequence[Job],
+        done: Collection[str],
         key: Any,
         devices: Sequence[Any] | None,
         progress: Callable[[int, int], None] | None,
     ):
-        self.jobs = [job for job in jobs if not _is_global(job)]
-        self.groups: dict[int, list[Job]] = {}
+        alone = [job for job in jobs if not _is_global(job)]
+        groups: dict[int, list[Job]] = {}
         for job in jobs:
             if _is_global(job):
-                self.groups.setdefault(id(job.method), []).append(job)
-        self.length = slice_length(self.jobs)
+                groups.setdefault(id(job.method), []).append(job)
+        self.done = done
+        self.jobs = self._left(alone)
+        self.groups = [group for group in groups.values() if self._left(group)]
+        self.length = slice_length(alone)
         self.key = None if key is None else as_key(key)
         self.place = Placing(devices)
         self.progress = progress
         self.total = sum(_bytes_read(job) for job in self.jobs)
-        self.total += sum(
-            job.nbytes * (1 + _rounds(job.method))
-            for group in self.groups.values()
-            for job in group
-        )
+        for group in self.groups:
+            self.total += sum(job.nbytes * _rounds(job.method) for job in group)
+            self.total += sum(job.nbytes for job in self._left(group))
         self.state: Any = None
+
+    def _left(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if job.path not in self.done]
 
     def pieces(self) -> Iterator[Piece]:
         """See `execute`."""
@@ -140,7 +148,7 @@ class _Execution:
         for job in self.jobs:
             with _precision(job):
                 yield from self._ways(job)
-        for group in self.groups.values():
+        for group in self.groups:
             yield from self._load_rounds(group)
 
     def _ways(self, job: Job) -> Iterator[_Loaded]:
@@ -156,7 +164,7 @@ class _Execution:
         assert job.slices is not None
         how, seed = cut(job, self.length), self._seed(job)
         run = SliceRun(job.slices, len(job.inputs), job.size)
-        sources = [Flat(leaf) for leaf in job.leaves]
+        sources = [Flat(leaf, job.compute_dtype) for leaf in job.leaves]
         for number in range(len(job.slices.passes) + 1):
             last = number == len(job.slices.passes)
             for start in how.starts(job.size):
@@ -175,18 +183,18 @@ class _Execution:
                 )
 
     def _load_models(self, job: Job) -> Iterator[_Loaded]:
-        base = None if job.base is None else self.place.leaf(job.base)
+        base = None if job.base is None else self._placed(job, job.base)
         state: dict[str, Any] = {"seed": self._seed(job), "sums": None}
         for number, leaf in enumerate(job.inputs):
             extra = {"state": state, "number": number}
             nbytes = leaf_bytes(leaf)
             if number == 0 and job.base is not None:
                 nbytes += leaf_bytes(job.base)
-            value = (self.place.leaf(leaf),)
+            value = (self._placed(job, leaf),)
             yield _Loaded(job, self._fold, value, base, count=job.size, nbytes=nbytes, extra=extra)
 
     def _load_whole(self, job: Job) -> Iterator[_Loaded]:
-        values, base = self._split(job, [self.place.leaf(leaf) for leaf in job.leaves])
+        values, base = self._split(job, [self._placed(job, leaf) for leaf in job.leaves])
         extra = {"seed": self._seed(job)}
         yield _Loaded(
             job, self._merge_whole, values, base, count=job.size, nbytes=job.nbytes, extra=extra
@@ -200,8 +208,11 @@ class _Execution:
         rounds = [(i, j) for i, step in enumerate(steps) for j in range(len(step.rounds))]
         for wanted in (*rounds, None):
             for at, job in enumerate(group):
+                if wanted is None and job.path in self.done:
+                    continue
                 with _precision(job):
-                    values, base = self._split(job, [self.place.leaf(leaf) for leaf in job.leaves])
+                    placed = [self._placed(job, leaf) for leaf in job.leaves]
+                    values, base = self._split(job, placed)
                     seed = self._seed(job)
                 extra = {"at": at, "leaves": len(group), "size": size, "seed": seed}
                 extra |= {"totals": totals, "round": wanted, "last": at == len(group) - 1}
@@ -209,6 +220,9 @@ class _Execution:
                 yield _Loaded(
                     job, act, values, base, count=job.size, nbytes=job.nbytes, extra=extra
                 )
+
+    def _placed(self, job: Job, leaf: tree.Leaf) -> jax.Array:
+        return self.place.leaf(leaf, job.compute_dtype)
 
     def _seed(self, job: Job) -> Any:
         if not job.method.random:

@@ -19,10 +19,10 @@ SLICES = (1 << 18, 1 << 19, 1 << 20)
 245 M bfloat16 on two CPU cores are fastest in slices of 2^20; longer ones fall out of the cache.
 """
 
-HELD = 1 << 22
-"""Elements that the slices of all models may have together, if they can: memory is then flat in
-the number of models. TIES of 2, 4 and 8 models of 491 MB: 190, 222 and 180 MB; 244 MB for 8
-without.
+SLICED_ELEMENTS = 1 << 22
+"""So many elements the slices of all models have together at most, where the shortest slices
+allow it, so that memory hardly grows with their number. TIES of 2, 4 and 8 models of 491 MB took
+190, 222 and 180 MB; with slices of one length 244 MB for 8.
 """
 
 SLICE_COST = 1 << 15
@@ -139,7 +139,7 @@ def cut(job: Job, length: int) -> Cut:
 def slice_length(jobs: Sequence[Job]) -> int:
     """The length of slices that costs the least for some jobs."""
     models = max((len(job.inputs) for job in jobs), default=1)
-    lengths = [length for length in SLICES if length * models <= HELD] or SLICES[:1]
+    lengths = [length for length in SLICES if length * models <= SLICED_ELEMENTS] or SLICES[:1]
     sizes = [
         job.size
         for job in jobs
@@ -152,8 +152,18 @@ def slice_length(jobs: Sequence[Job]) -> int:
     return min(reversed(lengths), key=cost)
 
 
-def widened(array: np.ndarray) -> np.ndarray:
-    """An array in float32 or complex64 if it is of a narrow dtype that JAX has no arrays of."""
+def widened(array: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """An array as programs take it.
+
+    Those that compute in float32 take narrow dtypes as they are, if JAX has arrays of them,
+    as that is less to move; all others take what they compute in.
+
+    Args:
+        array: of a leaf.
+        kind: dtype of the computation.
+    """
     if array.dtype.kind == "W":
-        return array.astype(np.complex64)
-    return array.astype(np.float32) if array.dtype.name in NO_JAX_ARRAYS else array
+        array = array.astype(np.complex64)
+    elif array.dtype.name in NO_JAX_ARRAYS:
+        array = array.astype(np.float32)
+    return array if kind == np.float32 else array.astype(kind, copy=False)

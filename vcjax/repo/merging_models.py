@@ -135,8 +135,8 @@ def run_into_store(
     """Runs jobs that an interrupted merge of the same fingerprint has not done yet."""
     output = StoreOutput(objects, key)
     with closing(output):
-        todo = [job for job in jobs if job.path not in output.complete]
-        with closing(execute(todo, key=random_key, progress=progress)) as pieces:  # pyright: ignore
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
             for piece in pieces:
                 output.write(piece)
         output.finish()
@@ -183,8 +183,8 @@ def run_into_files(
     """Runs jobs that an interrupted merge of the same key has not done yet."""
     output = FileOutput(target, jobs, metadata, key, shard_bytes)
     with closing(output):
-        todo = [job for job in jobs if job.path not in output.complete]
-        with closing(execute(todo, key=random_key, progress=progress)) as pieces:  # pyright: ignore
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
             for piece in pieces:
                 output.write(piece)
         return output.finish()

@@ -1,5 +1,6 @@
 """What a merge takes in: commits, checkpoint files and folders, read leaf by leaf."""
 
+import math
 import os
 import secrets
 from bisect import bisect_left, bisect_right
@@ -82,6 +83,7 @@ class StoredParts:
 
     def __init__(self, objects: ObjectStore, path: str, entry: LeafEntry):
         self._objects, self._path, self._entry = objects, path, entry
+        self._size = math.prod(entry.spec.shape)
         self._kept: tuple[int, np.ndarray] | None = None  # number of the chunk, content
 
     @cached_property
@@ -98,14 +100,17 @@ class StoredParts:
         first = bisect_right(self._starts, start) - 1
         last = bisect_left(self._starts, stop) - 1
         parts = [self._chunk(number) for number in range(first, last + 1)]
-        self._kept = last, parts[-1]
+        # Passes begin at the first chunk again; between merges of leaves nothing is held.
+        is_end = stop == self._size
+        self._kept = None if is_end else (last, parts[-1])
         flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
         begin = self._starts[first]
         return flat[start - begin : stop - begin]
 
     def _chunk(self, number: int) -> np.ndarray:
-        if self._kept is not None and self._kept[0] == number:
-            return self._kept[1]
+        kept = self._kept
+        if kept is not None and kept[0] == number:
+            return kept[1]
         return self._reader.read(self._path, number, number)
 
 

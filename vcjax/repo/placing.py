@@ -22,10 +22,15 @@ def padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class Flat:
-    """The elements of a leaf in C order, in parts where its source can."""
+    """The elements of a leaf in C order, in parts where its source can.
 
-    def __init__(self, leaf: tree.Leaf):
-        self._leaf = leaf
+    Args:
+        leaf: read when it is needed.
+        kind: dtype of the computation.
+    """
+
+    def __init__(self, leaf: tree.Leaf, kind: np.dtype):
+        self._leaf, self._kind = leaf, kind
         data = leaf.data
         self._part = data.read_part if isinstance(data, tree.LazyArray) else None
         self._whole: np.ndarray | None = None
@@ -33,10 +38,10 @@ class Flat:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Some elements."""
         if self._part is not None:
-            return widened(self._part(start, stop))
+            return widened(self._part(start, stop), self._kind)
         if self._whole is None:
             self._whole = np.asarray(self._leaf.data).reshape(-1)
-        return widened(self._whole[start:stop])
+        return widened(self._whole[start:stop], self._kind)
 
 
 class Placing:
@@ -53,9 +58,9 @@ class Placing:
         """A slice, spread along its first axis."""
         return jax.device_put(array, self._sharding(array.shape))
 
-    def leaf(self, leaf: tree.Leaf) -> jax.Array:
+    def leaf(self, leaf: tree.Leaf, kind: np.dtype) -> jax.Array:
         """A whole leaf, spread along the first axis that can be."""
-        array = widened(np.asarray(leaf.data))
+        array = widened(np.asarray(leaf.data), kind)
         return jax.device_put(array, self._sharding(array.shape))
 
     def _sharding(self, shape: tuple[int, ...]) -> Any:

@@ -153,10 +153,16 @@ class Resumer(Merger):
         resolve: "Rules | None",
         weights: Any,
         key: Any,
+        message: str | None,
         metrics: Mapping[str, Any] | None,
-        **given: Any,
+        author: str | None,
     ) -> MergeState:
-        """Takes `planned` with these decisions down in place of `former`."""
+        """Takes down decisions.
+
+        Args:
+            former: what is noted now.
+            planned: the same, perhaps into another commit; with these decisions it is noted.
+        """
         from vcjax.repo.merging import as_method
         from vcjax.repo.recorded import record_of_key, record_of_weights
         from vcjax.repo.resuming import decided
@@ -168,8 +174,9 @@ class Resumer(Merger):
             None if chosen is None else merging.to_config(chosen),
             record_of_weights(weights),
             record_of_key(key),
+            message=message,
             metrics=history.checked_metrics(metrics) if metrics else None,
-            **given,
+            author=author,
         )
         if state != former:
             self.merges.replace(former, state)
