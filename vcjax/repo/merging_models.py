@@ -50,7 +50,7 @@ class Merge:
     statistics: Sequence[Mapping[str, Any]] | None = None
 
     def jobs(self) -> list[Job]:
-        """One for every leaf, in the order of the first model's file.
+        """One for every leaf, in the order of the first model's file; whole-model methods' last.
 
         Raises:
             StructureError: models differ in leaf paths or shapes; each is listed.
@@ -86,6 +86,10 @@ class Merge:
             if job.is_merged:
                 check_complex(job.method, path, [leaf.data for leaf in job.leaves])
             jobs.append(job)
+        # Methods that look at whole models break ties by the order of leaves: that of the tree,
+        # as in `vcjax.merge`, and not where the arrays happen to lie in memory.
+        place = {path: number for number, path in enumerate(models[0].leaves)}
+        jobs.sort(key=lambda job: place[job.path] if _sees_all(job) else -1)
         return jobs
 
     def _statistics_of(self, path: str) -> tuple[Any, ...] | None:
@@ -214,6 +218,10 @@ def change_of(
         provenance=checked_metadata(merge.provenance(), "provenance"),
         reason="merge",
     )
+
+
+def _sees_all(job: Job) -> bool:
+    return any(step.rounds for step in job.method.transforms)
 
 
 def _check_dtype(name: str) -> None:
