@@ -1,6 +1,6 @@
 """Trains a network on scikit-learn's digits, and goes on where it was stopped.
 
-    python scripts/train.py --config=configs/digits.py --workdir=/tmp/digits
+    python scripts/train.py --config=configs/digits.py --workdir=digits
     python scripts/train.py --config=configs/digits.py --config.learning_rate=3e-4 --branch=slow
 
 The working folder is a vcjax repository. Start the script again with the same

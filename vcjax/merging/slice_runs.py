@@ -138,10 +138,10 @@ class SliceRun:
         def measure_model(i: int) -> None:
             one, (states, carries, sums) = _only(stack, i), apart[i]
             with jax.enable_x64(wide):  # each thread has a setting of its own
-                if picks is None:
-                    moved, found = _measure(*given, one, states, carries, which=which)
-                else:
-                    moved, [picked] = _pick(*given, one, states, carries, which=which)
+                how = {"which": which, "picks": picks is not None}
+                moved, found = _measure(*given, one, states, carries, **how)
+                if picks is not None:
+                    [picked] = found
                     found = picks.count(i, *map(np.asarray, picked))[None]
                 apart[i] = states, (*moved, *carries[at:]), _added(sums, found)
 
@@ -206,9 +206,8 @@ class SliceRun:
         states = (*self.states[:at], picked.state)
         carries = (*carries[:at], self._ways[at].carry(self.models), *carries[at + 1 :])
         given = (_of_model(x, one.model) for x in (states, carries))
-        _, [found] = _pick(
-            self.plan.steps[: at + 1], self._facts[: at + 1], one, *given, which=which
-        )
+        steps, how = self.plan.steps[: at + 1], {"which": which, "picks": True}
+        _, [found] = _measure(steps, self._facts[: at + 1], one, *given, **how)
         mask, digits = map(np.asarray, found)
         return mask & (digits == picked.quota.digit[one.model])
 
@@ -279,7 +278,7 @@ def _add(sums: Any, found: Any) -> Any:
     return jax.tree.map(jnp.add, sums, found)
 
 
-@functools.partial(jax.jit, static_argnames="which")
+@functools.partial(jax.jit, static_argnames=("which", "picks"))
 def _measure(
     steps: tuple[Transform, ...],
     facts: Any,
@@ -288,33 +287,20 @@ def _measure(
     carries: Any,
     *,
     which: int,
+    picks: bool = False,
 ) -> tuple[Any, Any]:
-    """What goes to the next slice from the steps before the last, and what this one adds."""
+    """What goes to the next slice from the steps before the last, and what this one adds.
+
+    With `picks` that is what the host counts.
+    """
     stack = cast(stack)
     way = sliced(steps[-1], stack.values[0].dtype)
     assert way is not None
+    measure = way.measures[which]
+    take = measure.pick if picks else measure.take
+    assert take is not None
     stack, carries = _through(steps[:-1], stack, facts, states, carries)
-    return carries, way.measures[which].take(stack, facts[-1], states[-1])
-
-
-@functools.partial(jax.jit, static_argnames="which")
-def _pick(
-    steps: tuple[Transform, ...],
-    facts: Any,
-    stack: Stack,
-    states: Any,
-    carries: Any,
-    *,
-    which: int,
-) -> tuple[Any, Any]:
-    """What goes to the next slice from the steps before the last, and what the host counts."""
-    stack = cast(stack)
-    way = sliced(steps[-1], stack.values[0].dtype)
-    assert way is not None
-    pick = way.measures[which].pick
-    assert pick is not None
-    stack, carries = _through(steps[:-1], stack, facts, states, carries)
-    return carries, pick(stack, facts[-1], states[-1])
+    return carries, take(stack, facts[-1], states[-1])
 
 
 @functools.partial(jax.jit, static_argnames=("kind", "which"))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcjax import tree
-from vcjax.merging import MergeMethod, Stack
+from vcjax.merging import Stack
 from vcjax.merging import run as runs
 from vcjax.merging.counter import leaf_seed, path_words
 from vcjax.merging.inputs import NO_JAX_ARRAYS, as_key, leaf_view
@@ -103,10 +103,10 @@ class _Execution:
         devices: Sequence[Any] | None,
         progress: Callable[[int, int], None] | None,
     ):
-        alone = [job for job in jobs if not _is_global(job)]
+        alone = [job for job in jobs if not job.rounds]
         groups: dict[int, list[Job]] = {}
         for job in jobs:
-            if _is_global(job):
+            if job.rounds:
                 groups.setdefault(id(job.method), []).append(job)
         self.done = done
         self.jobs = self._left(alone)
@@ -117,7 +117,7 @@ class _Execution:
         self.progress = progress
         self.total = sum(_bytes_read(job) for job in self.jobs)
         for group in self.groups:
-            self.total += sum(job.nbytes * _rounds(job.method) for job in group)
+            self.total += sum(job.nbytes * job.rounds for job in group)
             self.total += sum(job.nbytes for job in self._left(group))
         self.state: Any = None
 
@@ -131,6 +131,8 @@ class _Execution:
         for loaded in ahead(self._load(), AHEAD):
             with _precision(loaded.job):
                 result = loaded.act(loaded)
+            if self.place.must_wait:
+                jax.block_until_ready((result, self.state))
             loaded.values, loaded.base = (), None
             if result is not None:
                 pending.append((loaded, result))
@@ -330,14 +332,6 @@ def _result_dtype(job: Job) -> Any:
     if job.spec.dtype in NO_JAX_ARRAYS or job.spec.dtype == "complex32":
         return job.compute_dtype
     return tree.storage_dtype(job.spec.dtype)
-
-
-def _is_global(job: Job) -> bool:
-    return job.is_merged and _rounds(job.method) > 0
-
-
-def _rounds(method: MergeMethod) -> int:
-    return sum(len(step.rounds) for step in method.transforms)
 
 
 def _bytes_read(job: Job) -> int:

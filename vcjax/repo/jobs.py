@@ -76,6 +76,11 @@ class Job:
         return not spec.is_value and tree.is_inexact(spec.dtype)
 
     @cached_property
+    def rounds(self) -> int:
+        """How often its method looks at all leaves of the models before it merges one."""
+        return sum(len(step.rounds) for step in self.method.transforms) if self.is_merged else 0
+
+    @cached_property
     def compute_dtype(self) -> np.dtype:
         """float32, or what is wider among the inputs."""
         names = [leaf.spec.dtype for leaf in self.leaves]

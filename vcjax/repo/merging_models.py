@@ -89,7 +89,7 @@ class Merge:
         # Methods that look at whole models break ties by the order of leaves: that of the tree,
         # as in `vcjax.merge`, and not where the arrays happen to lie in memory.
         place = {path: number for number, path in enumerate(models[0].leaves)}
-        jobs.sort(key=lambda job: place[job.path] if _sees_all(job) else -1)
+        jobs.sort(key=lambda job: place[job.path] if job.rounds else -1)
         return jobs
 
     def _statistics_of(self, path: str) -> tuple[Any, ...] | None:
@@ -218,10 +218,6 @@ def change_of(
         provenance=checked_metadata(merge.provenance(), "provenance"),
         reason="merge",
     )
-
-
-def _sees_all(job: Job) -> bool:
-    return any(step.rounds for step in job.method.transforms)
 
 
 def _check_dtype(name: str) -> None:

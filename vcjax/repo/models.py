@@ -160,7 +160,7 @@ def of_tree(root: Any, name: str = "a tree", origin: Mapping[str, Any] | None = 
 
 
 def order(model: Model) -> list[str]:
-    """The leaf paths of a model as they lie in its file, else in tree order."""
+    """The leaf paths of a model as they lie in memory, and so in a mapped file."""
     leaves = model.leaves
 
     def address(path: str) -> int:

@@ -54,6 +54,15 @@ class Placing:
         self._devices = list(devices)
         self._mesh = Mesh(np.array(self._devices), ("merge",)) if len(self._devices) > 1 else None
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether a program must end before the next begins.
+
+        On several CPU devices two programs that both talk between devices may take the
+        threads that the other needs, and wait for ever.
+        """
+        return self._mesh is not None and self._devices[0].platform == "cpu"
+
     def slice(self, array: np.ndarray) -> jax.Array:
         """A slice, spread along its first axis."""
         return jax.device_put(array, self._sharding(array.shape))
