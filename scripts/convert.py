@@ -14,10 +14,10 @@ from pathlib import Path
 from absl import app, flags
 
 import vcjax
-from vcjax.orbax.export_writing import run_export
-from vcjax.orbax.exporting import plan_export
-from vcjax.orbax.importing import plan_import, return_freed_memory, run_import
-from vcjax.orbax.saved_steps import read_directory
+from vcjax.orbax.files.export import run_export
+from vcjax.orbax.files.export_plan import plan_export
+from vcjax.orbax.files.import_ import plan_import, return_freed_memory, run_import
+from vcjax.orbax.files.steps import read_directory
 
 REPO = flags.DEFINE_string("repo", None, "Path or URL of the repository.", required=True)
 SOURCE = flags.DEFINE_string("source", None, "Directory of a CheckpointManager, or a checkpoint.")

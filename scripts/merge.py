@@ -21,9 +21,9 @@ from ml_collections import config_flags
 import vcjax
 from vcjax import merging
 from vcjax.formats.sharded import is_folder
-from vcjax.orbax.models import of_orbax
-from vcjax.repo import models
-from vcjax.repo.merging_models import Merge, to_files
+from vcjax.orbax.files.merge_input import of_orbax
+from vcjax.streaming import model as models
+from vcjax.streaming.merge import Merge, to_files
 
 START = time.monotonic()
 

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 import vcjax
 from vcjax import merging
-from vcjax.cli import demo_training
+from vcjax.cli.commands import demo_training
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/sweep.py", "What to sweep.")
 REPO = flags.DEFINE_string("repo", "vcjax-demo/.vcjax", "Repository that `vcjax demo` made.")

@@ -8,7 +8,8 @@ import pytest
 
 import vcjax
 from vcjax import merging
-from vcjax.cli import main, registry
+from vcjax.cli import command_table as registry
+from vcjax.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (

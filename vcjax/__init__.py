@@ -7,11 +7,14 @@
 The packages, each of which may import only what stands below it:
 
     cli
-    report  orbax
+    report
+    orbax
     repo
+    mergekit  threeway
+    streaming
     formats  diffing  merging
     objects
-    history  storage  updates  hashing
+    history  storage  updates  hashing  processes
     tree
     errors
 

@@ -9,8 +9,8 @@ from .errors import VcjaxError as VcjaxError
 from .history import Commit as Commit
 from .history import Manifest as Manifest
 from .history import Ref as Ref
-from .merging import MergePlan as MergePlan
 from .merging import merge as merge
 from .orbax import CheckpointManager as CheckpointManager
 from .orbax import CheckpointManagerOptions as CheckpointManagerOptions
 from .repo import Repository as Repository
+from .threeway import MergePlan as MergePlan

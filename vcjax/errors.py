@@ -141,3 +141,8 @@ class FormatError(VcjaxError, ValueError):
 
 class MergeError(VcjaxError, ValueError):
     """A merge cannot be done as asked: its method does not fit, or another one is under way."""
+
+
+def listing(names: Sequence[str]) -> str:
+    """Names in words: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

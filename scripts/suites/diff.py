@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from suites.measure import Measurement, measured, scratch
 from suites.trees import gpt2_small
 from vcjax import diffing, formats, tree
-from vcjax.cli.files import open_file
+from vcjax.cli.file_content import open_file
 
 CONTENDERS = ("vcjax", "numpy", "mapped")
 

@@ -18,7 +18,7 @@ import tensorstore as ts
 from suites.measure import Measurement, measured, scratch
 from suites.trees import gpt2_small, small, with_layer_changed
 from vcjax.hashing import digest_array
-from vcjax.objects.arrays import new_header
+from vcjax.objects.zarr import new_header
 
 CONTENDERS = ("file", "filesystem", "none")
 

@@ -9,7 +9,7 @@ import pytest
 import vcjax
 from vcjax import formats
 from vcjax.cli import main
-from vcjax.cli.files import open_file, release
+from vcjax.cli.file_content import open_file, release
 from vcjax.diffing import examine
 
 RNG = np.random.default_rng(0)

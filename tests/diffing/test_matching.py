@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import vcjax
 import vcjax.diffing
 import vcjax.tree
-from vcjax.diffing.aligning import align
+from vcjax.diffing.alignment import align
 
 
 def layer(seed, width=32):

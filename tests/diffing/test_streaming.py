@@ -11,7 +11,7 @@ import vcjax
 from vcjax.diffing import contents
 from vcjax.diffing.statistics import OF_WHOLE_LEAVES
 from vcjax.errors import CorruptionError, MissingObjectError
-from vcjax.objects import partial
+from vcjax.objects import read_parts as partial
 
 RNG = np.random.default_rng(0)
 LARGE = RNG.standard_normal((5000, 1000)).astype(np.float32)  # five chunks

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import vcjax
 from vcjax import diffing
 from vcjax.errors import TreeError
-from vcjax.repo import comparing
+from vcjax.objects.commit_content import CommitContent
+from vcjax.repo import diff as comparing
 
 RNG = np.random.default_rng(0)
 
@@ -155,13 +156,13 @@ def test_only_chunks_that_a_model_changed_are_read(repo, monkeypatch):
     theirs[4500] -= 1
     manifests = [repo.manifest(repo.commit({"w": w})) for w in (ours, theirs, base)]
     reads = []
-    read = comparing.CommitContent.read
+    read = CommitContent.read
 
     def counted(self, path, first, last):
         reads.append((first, last))
         return read(self, path, first, last)
 
-    monkeypatch.setattr(comparing.CommitContent, "read", counted)
+    monkeypatch.setattr(CommitContent, "read", counted)
     found = comparing.similarity(manifests[:2], manifests[2], repo.objects, ["a", "b"])
     assert sorted(reads) == [(0, 0), (0, 0), (0, 0), (4, 4), (4, 4)]
     assert found.cosine[0][1] == pytest.approx(1 / 2**0.5, rel=1e-6)

@@ -12,7 +12,7 @@ import pytest
 import vcjax
 from vcjax.errors import StorageError
 
-from ..processes import run
+from ..subprocesses import run
 
 FULL = """
     import resource, signal, sys

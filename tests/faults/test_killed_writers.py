@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 import vcjax
-from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects.header import ArrayHeader
 
-from ..processes import run
+from ..subprocesses import run
 from .stored import files, same, tree
 
 KILLED = """
     import os, sys
     import numpy as np
     import vcjax
-    import vcjax.tree.flattening, vcjax.repo.committing, vcjax.repo.restoring
-    import vcjax.merging.threeway
+    import vcjax.tree.flattening, vcjax.repo.commit, vcjax.repo.restore
+    import vcjax.threeway.plan
 
     def work(seed):
         repo = vcjax.Repository.open(sys.argv[1])

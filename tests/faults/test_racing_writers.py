@@ -11,7 +11,7 @@ from vcjax.history import Manifest
 from vcjax.history.manifest import manifest_key
 from vcjax.tree import Node
 
-from ..processes import run
+from ..subprocesses import run
 
 RACING = """
     import sys

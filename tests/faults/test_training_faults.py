@@ -9,9 +9,9 @@ import pytest
 
 import vcjax
 from vcjax.errors import StorageError
-from vcjax.repo import committing
+from vcjax.repo import commit as committing
 
-from ..processes import run
+from ..subprocesses import run
 
 TRAINING = """
     import signal, sys

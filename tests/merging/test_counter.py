@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vcjax import merging
-from vcjax.merging import counter
+from vcjax.merging.kernels import random_bits as counter
 
 SHAPE = (512, 512)
 

@@ -8,7 +8,7 @@ import pytest
 
 from vcjax import merging
 
-MODULES = [f"vcjax.merging.{module.name}" for module in pkgutil.iter_modules(merging.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(merging.__path__, "vcjax.merging.")]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,7 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vcjax import errors
-from vcjax.merging import selection
+from vcjax.merging.kernels import top_k as selection
 
 
 def expected(x: np.ndarray, k: int, tie_rule: str) -> np.ndarray:

@@ -12,7 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vcjax import merging
-from vcjax.merging import counter, selection
+from vcjax.merging.kernels import random_bits as counter
+from vcjax.merging.kernels import top_k as selection
 
 SORTS = {"sort", "top_k", "approx_top_k", "argsort"}
 SELECTING = {

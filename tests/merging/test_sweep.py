@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_the_grid(monkeypatch: pytest.MonkeyPatch) -> 
 
         return call
 
-    monkeypatch.setattr("vcjax.merging.sweeping.jax.jit", measured)
+    monkeypatch.setattr("vcjax.merging.tuning.sweep.jax.jit", measured)
     model = {"w": np.ones((1024, 1024), "f")}
     for number, batch in ((4, 1), (64, 1), (4, 4)):
         grid = {"scale": np.linspace(0, 1, number)}

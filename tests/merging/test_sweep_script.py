@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import vcjax
 from vcjax import merging
-from vcjax.cli import demo_training
+from vcjax.cli.commands import demo_training
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

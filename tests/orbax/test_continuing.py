@@ -8,8 +8,8 @@ import orbax.checkpoint
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vcjax.orbax.importing import plan_import, run_import
-from vcjax.orbax.saved_steps import read_directory
+from vcjax.orbax.files.import_ import plan_import, run_import
+from vcjax.orbax.files.steps import read_directory
 from vcjax.repo import Repository
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import struct_pb2
 
 from vcjax.errors import VcjaxError
-from vcjax.orbax.records import STANDARD
+from vcjax.orbax.items.record import STANDARD
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
 

@@ -12,7 +12,7 @@ from absl import logging
 
 import vcjax
 from vcjax.errors import PrunedError, StepExistsError, StorageError, VcjaxError
-from vcjax.orbax.policies import ranked
+from vcjax.orbax.manager.policies import ranked
 
 from ..leaf_kinds import assert_restores, tree
 

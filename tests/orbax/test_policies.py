@@ -6,7 +6,7 @@ import datetime
 import numpy as np
 import pytest
 
-from vcjax.orbax.policies import Retention, describe
+from vcjax.orbax.manager.policies import Retention, describe
 
 
 def run(ocp, folder, steps, metrics=None, **options):

@@ -311,7 +311,7 @@ def test_a_page_that_cannot_be_written(diff, tmp_path):
 
 
 def test_an_unknown_report():
-    from vcjax.diffing.rendering import render
+    from vcjax.diffing.renderers import render
 
     with pytest.raises(vcjax.VcjaxError) as caught:
         render("hologram", vcjax.diff({}, {}))

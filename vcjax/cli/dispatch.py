@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from vcjax._version import __version__
-from vcjax.cli import registry
+from vcjax.cli import command_table as registry
 from vcjax.cli.arguments import parse, split
 from vcjax.cli.command import UsageError
 from vcjax.cli.output import Output

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vcjax.diffing.aligning import ALIKE, align
+from vcjax.diffing.alignment import ALIKE, align
 from vcjax.tree import Node, escape, iter_leaves, join
 
 Similar = Callable[[str, str], float | None]

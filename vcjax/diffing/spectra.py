@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcjax.diffing.contents import Content, flat
-from vcjax.diffing.measuring import Pair
-from vcjax.diffing.suggesting import RANKS, suggestion
+from vcjax.diffing.measurement import Pair
+from vcjax.diffing.storage_suggestion import RANKS, suggestion
 from vcjax.tree import storage_dtype
 
 RANK = 32

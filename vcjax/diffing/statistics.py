@@ -8,7 +8,7 @@ import numpy as np
 from vcjax.diffing import kernel
 from vcjax.diffing.modules import combined
 from vcjax.diffing.patterns import Pattern
-from vcjax.diffing.suggesting import suggestion
+from vcjax.diffing.storage_suggestion import suggestion
 from vcjax.tree import storage_dtype
 
 HOST_BLOCK = 1 << 14

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vcjax.diffing.examining import Side, Stats, examine
-from vcjax.diffing.measuring import BATCH_BYTES
-from vcjax.diffing.sides import Agreement, ThreeWay, Verdict
-from vcjax.diffing.taskvectors import Products, agreement, products
+from vcjax.diffing.agreement import Agreement, ThreeWay, Verdict
+from vcjax.diffing.examination import Side, Stats, examine
+from vcjax.diffing.measurement import BATCH_BYTES
+from vcjax.diffing.task_vectors import Products, agreement, products
 from vcjax.diffing.treediff import TreeDiff
 from vcjax.tree import is_inexact, leaf_dict
 

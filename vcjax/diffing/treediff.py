@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vcjax.diffing.agreement import ThreeWay
 from vcjax.diffing.divergence import divergences
 from vcjax.diffing.modules import ModuleChange, roll_up
-from vcjax.diffing.rendering import render
-from vcjax.diffing.sides import ThreeWay
+from vcjax.diffing.renderers import render
 from vcjax.errors import StorageError
 from vcjax.tree import LeafSpec, select
 

@@ -22,10 +22,6 @@ from .leaves import digest_leaves as digest_leaves
 from .leaves import iter_digests as iter_digests
 from .leaves import tree_digests as tree_digests
 from .memo import DigestMemo as DigestMemo
-from .parts import Part as Part
-from .parts import chunk_digests as chunk_digests
-from .parts import own_parts as own_parts
-from .parts import whole_part as whole_part
 from .speed import Speed as Speed
 from .speed import faster_backend as faster_backend
 from .speed import speed_report as speed_report

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vcjax.hashing import blake3
 from vcjax.hashing.digests import LeafDigest
 from vcjax.hashing.host import joined_digest
-from vcjax.hashing.scheduling import Content, Device, Task, message_tables, rounds, tasks_of
+from vcjax.hashing.schedule import Content, Device, Task, message_tables, rounds, tasks_of
 from vcjax.hashing.tiles import fill
 
 TREE_LEVELS = 13

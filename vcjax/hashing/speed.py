@@ -11,7 +11,7 @@ import numpy as np
 
 from vcjax.hashing.device import digest_on_devices
 from vcjax.hashing.host import digest_arrays
-from vcjax.hashing.scheduling import Device
+from vcjax.hashing.schedule import Device
 
 PROBE_BYTES = 16 * 1024 * 1024
 """Bytes per measurement: one tile of the device kernel, four chunks for the threads."""

@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from vcjax.hashing import blake3
 from vcjax.hashing.regions import overlap
-from vcjax.hashing.scheduling import Content, Device, Task
+from vcjax.hashing.schedule import Content, Device, Task
 from vcjax.hashing.words import canonical_words, without_floats
 
 BATCHES = (16, 4, 1)

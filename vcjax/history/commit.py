@@ -1,12 +1,13 @@
 """Commits: a manifest, its parents, and who, when, why and how good."""
 
+import socket
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vcjax.errors import CorruptionError
 from vcjax.hashing import digest_bytes
-from vcjax.history import canonical
+from vcjax.history import Manifest, canonical
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -148,3 +149,44 @@ class Commit:
             "leaves": self.leaves,
             "nbytes": self.nbytes,
         }
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a commit records, apart from its place in history.
+
+    Attributes:
+        manifest: the tree, with all leaves stored.
+        message: why.
+        author: "Name <address>".
+        metadata: JSON types.
+        metrics: {name: number}.
+        provenance: how the tree was derived, or None.
+        rebase: whether what only others have changed meanwhile is taken over.
+        extra_parents: further parents, for merges.
+        staged_on: the commit, then the tip of the branch, whose leaves the manifest
+            counts on being there.
+        reason: the word in the log of the ref.
+    """
+
+    manifest: Manifest
+    message: str
+    author: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
+    rebase: bool = True
+    extra_parents: tuple[str, ...] = ()
+    staged_on: str | None = None
+    reason: str = "commit"
+
+
+def default_author() -> str:
+    """ "user <user@host>" of this process."""
+    import getpass  # 0.003 s
+
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # no such user in this container
+        user = "unknown"
+    return f"{user} <{user}@{socket.gethostname()}>"

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vcjax import errors
-from vcjax.merging.method import MergeMethod, matches
+from vcjax.errors import MergeError
+from vcjax.merging.method import MergeMethod
 from vcjax.merging.view import View, derived
+from vcjax.tree.globs import matches, pattern
 
 Tree = Any
 
@@ -199,3 +201,19 @@ def leaf_view(method: MergeMethod, path: str, leaf: Any) -> View | None:
 def as_key(key: Any) -> jax.Array:
     """A PRNG key from a key or an int."""
     return jax.random.key(key) if isinstance(key, int) else key
+
+
+def weights_of(weights: Any, path: str, models: int) -> tuple[float, ...]:
+    """The weights of the models for one leaf; 1 each where none are given.
+
+    Raises:
+        MergeError: there are not as many as models.
+    """
+    if isinstance(weights, Mapping):
+        weights = next((w for glob, w in weights.items() if pattern(glob).match(path)), None)
+    if weights is None:
+        return (1.0,) * models
+    numbers = np.asarray(weights, np.float64)
+    if numbers.shape != (models,):
+        raise MergeError(f"weights of shape {list(numbers.shape)} for {models} models", path=path)
+    return tuple(numbers.tolist())

@@ -21,7 +21,7 @@ import numpy as np
 
 from vcjax import errors
 from vcjax.merging.view import View
-from vcjax.tree.spec import pattern
+from vcjax.tree.globs import matches
 
 P = ParamSpec("P")
 Locality = Literal["element", "leaf", "model"]
@@ -189,15 +189,6 @@ def _unflatten(static: tuple[Any, ...], children: tuple[Any, ...]) -> Transform:
 
 
 jax.tree_util.register_pytree_node(Transform, _flatten, _unflatten)
-
-
-def matches(glob: str, path: str) -> bool:
-    """Whether a leaf path glob covers a leaf; rules of one leaf each are told quickly."""
-    if glob in ("**", path):
-        return True
-    if not any(mark in glob for mark in "*?["):
-        return path.startswith(f"{glob}/")
-    return bool(pattern(glob).match(path))
 
 
 @dataclass(frozen=True)

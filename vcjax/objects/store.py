@@ -9,8 +9,10 @@ import numpy as np
 from vcjax.errors import CorruptionError
 from vcjax.hashing import digest_arrays
 from vcjax.history import LeafEntry
-from vcjax.objects import reading, writing
-from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects import header as headers
+from vcjax.objects import read as reading
+from vcjax.objects import write as writing
+from vcjax.objects.header import ArrayHeader
 from vcjax.objects.layout import (
     HINT,
     IN_FLIGHT_BYTES,
@@ -19,8 +21,8 @@ from vcjax.objects.layout import (
     pack_key,
     place_of,
 )
-from vcjax.objects.partial import PartialReader, Wanted, read_boxes
-from vcjax.objects.writing import ArrayWriter, StagedLeaf
+from vcjax.objects.read_parts import PartialReader, Wanted, read_boxes
+from vcjax.objects.write import ArrayWriter, StagedLeaf
 from vcjax.storage import Store
 
 
@@ -61,7 +63,7 @@ class ObjectStore:
             seen.add(leaf.name)
             if leaf.nbytes < PACKED_BYTES:
                 small[leaf.name] = leaf
-            elif not writing.is_whole(self.store, leaf.name):
+            elif not headers.is_whole(self.store, leaf.name):
                 writer.write_leaf(leaf)
         places = writer.write_pack(list(small.values())) if small else {}
         writer.finish()
@@ -79,13 +81,13 @@ class ObjectStore:
         """Marks stored leaves as relied upon; False if one of them is gone."""
         packs = {entry.packed.pack for entry in entries if entry.packed is not None}
         leaves = {entry.digest for entry in entries if entry.is_object}
-        return all(writing.is_whole(self.store, digest) for digest in leaves) and all(
-            writing.is_stored(self.store, pack_key(pack)) for pack in packs
+        return all(headers.is_whole(self.store, digest) for digest in leaves) and all(
+            headers.is_stored(self.store, pack_key(pack)) for pack in packs
         )
 
     def read_headers(self, keys: Sequence[str]) -> list[ArrayHeader | None]:
         """The headers of several objects; None for those that do not exist."""
-        return writing.read_headers(self.store, keys)
+        return headers.read_headers(self.store, keys)
 
     def read(
         self, entries: Mapping[str, LeafEntry], verify: bool = True

@@ -9,7 +9,7 @@ from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, LeafEntry, Manifest, MergeStates, Prunings, Refs
 from vcjax.history.refnames import HEAD, HEADS
-from vcjax.objects.arrays import ArrayHeader
+from vcjax.objects.header import ArrayHeader
 from vcjax.objects.layout import leaf_key
 from vcjax.objects.store import ObjectStore
 from vcjax.tree import storage_dtype

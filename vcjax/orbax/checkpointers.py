@@ -21,16 +21,16 @@ from orbax.checkpoint import checkpoint_args
 from orbax.checkpoint import checkpointers as theirs
 
 from vcjax.history import Commit
-from vcjax.orbax.checkpoint_paths import AnyPath, is_orbax, locate_saved, repository_for
-from vcjax.orbax.contents import described, restored, staged
-from vcjax.orbax.foreign import Positional
-from vcjax.orbax.item_handlers import ItemHandlers, decoded
-from vcjax.orbax.items import from_first, stored_items
-from vcjax.orbax.manager_options import is_local, process_timeout
-from vcjax.orbax.records import DEFAULT_ITEM, StepRecord, step_metadata
-from vcjax.orbax.sharing import Sharing
+from vcjax.orbax.checkpointer_paths import AnyPath, is_orbax, locate_saved, repository_for
+from vcjax.orbax.items.handler_files import Positional
+from vcjax.orbax.items.handlers import ItemHandlers, decoded
+from vcjax.orbax.items.record import DEFAULT_ITEM, StepRecord, step_metadata
+from vcjax.orbax.items.step_content import described, restored, staged
+from vcjax.orbax.items.stored_item import from_first, stored_items
+from vcjax.orbax.manager.options import is_local, process_timeout
+from vcjax.orbax.manager.shared_save import Sharing
+from vcjax.processes.conversation import agree, several
 from vcjax.repo import Repository
-from vcjax.repo.processes import agree, several
 from vcjax.repo.settings import locate
 
 AbstractCheckpointer = theirs.AbstractCheckpointer

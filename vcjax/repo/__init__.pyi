@@ -1,4 +1,3 @@
-from .committing import Change as Change
 from .repository import Repository as Repository
 from .settings import Settings as Settings
 from .settings import find as find

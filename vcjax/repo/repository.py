@@ -11,7 +11,7 @@ from vcjax.history import Commit, Head, Ref
 from vcjax.history.refnames import HEAD, HEADS, TAGS, check_name, set_command
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.repo import settings as settings_
-from vcjax.repo.resumer import Resumer
+from vcjax.repo.merges import Resumer
 from vcjax.repo.settings import Settings
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from .pictures import save as save
 from .pictures import similarity_figure as similarity_figure
 from .pictures import spectrum_figure as spectrum_figure
 from .pictures import trajectory_figure as trajectory_figure
-from .sides import similarity_lines as similarity_lines
-from .sides import three_way_lines as three_way_lines
 from .table import Column as Column
 from .table import table as table
+from .three_way import similarity_lines as similarity_lines
+from .three_way import three_way_lines as three_way_lines

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vcjax.diffing import LeafChange, TreeDiff
-from vcjax.merging import MergePlan
 from vcjax.report.figures import format_number, format_percent
 from vcjax.report.lines import Line, Span, line
 from vcjax.report.table import Column, table
+from vcjax.threeway import MergePlan
 
 MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">", "unchanged": "="}
 STYLES = {"added": "green", "removed": "red", "changed": "yellow", "moved": "cyan", "unchanged": ""}

@@ -9,7 +9,7 @@ from vcjax.report.changes import bar, most_changed, relative, summary
 from vcjax.report.figures import format_number
 from vcjax.report.lines import escaped
 from vcjax.report.page import amount, headline
-from vcjax.report.sides import HEADINGS, agreement_cells, agreement_line, verdicts
+from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, verdicts
 
 SHOWN = 20
 """Leaves that are listed at once; the others are folded away."""

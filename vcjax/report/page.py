@@ -14,7 +14,7 @@ from vcjax.diffing import LeafChange, ThreeWay, TreeDiff
 from vcjax.report.documents import standard
 from vcjax.report.figures import format_bytes, format_number, format_percent
 from vcjax.report.heat import heat_map
-from vcjax.report.sides import HEADINGS, agreement_cells, agreement_line, verdicts
+from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, verdicts
 
 DIGITS = 6
 """Significant digits of the numbers in the page: more would make it larger and show nothing."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from vcjax.repo.tracing import LeafTrace, Trajectory
+    from vcjax.repo.trajectory import LeafTrace, Trajectory
 
 LABELLED = 8
 """How many leaves get a colour and a name of their own; further ones are grey."""

@@ -1,6 +1,6 @@
 """What the metadata of a commit say of the items of a step, in lines that can be read.
 
-`vcjax.orbax.records` writes them: kinds, handlers and, as text of Orbax's, shardings.
+`vcjax.orbax.items.record` says them: kinds, handlers and, as text of Orbax's, shardings.
 """
 
 import json

@@ -10,10 +10,10 @@ from flax import nnx
 
 from vcjax import errors
 from vcjax.tree import flax
+from vcjax.tree.fit import check
 from vcjax.tree.flattening import key_of
-from vcjax.tree.matching import check
-from vcjax.tree.placing import place
 from vcjax.tree.spec import join, leaf_dict
+from vcjax.tree.target_arrays import place
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-from .chunks import MAX_DEPTH as MAX_DEPTH
-from .chunks import MAX_SHARE as MAX_SHARE
-from .chunks import BaseLeaf as BaseLeaf
-from .chunks import Difference as Difference
-from .chunks import choose_base as choose_base
-from .chunks import sources as sources
+from .difference import MAX_DEPTH as MAX_DEPTH
+from .difference import MAX_SHARE as MAX_SHARE
+from .difference import BaseLeaf as BaseLeaf
+from .difference import Difference as Difference
+from .difference import choose_base as choose_base
+from .difference import sources as sources

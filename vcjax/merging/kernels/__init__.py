@@ -1,0 +1,1 @@
+"""Numerical kernels that steps share: selection, random bits, Gram matrices, linear algebra."""

@@ -1,0 +1,1 @@
+"""Git Re-Basin: matching the hidden units of models before they are merged."""

@@ -1,0 +1,1 @@
+"""Merge methods of the literature, one file for each."""

@@ -1,0 +1,107 @@
+"""Methods on slices of leaves, so that no leaf need be in memory whole.
+
+Steps that treat every element alone run on any slice. Of the others, those in
+`SLICED` say how they do it: by measures (histograms, inner products) that add up
+over slices, conclusions drawn from the sums, and what is then done to a slice.
+Slices of a leaf are visited in order, once per measure and once to merge.
+
+A slice is a flat piece of the leaf in C order; where random numbers or ranks in a
+row are asked for, it is some of its rows. The last one is padded with zeros,
+which change no sum, and are the last among equal magnitudes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vcjax.merging.kernels.host_counts import Quota
+from vcjax.merging.method import Stack, Transform
+
+Facts = Any
+"""Numbers that follow from the size of the leaf alone."""
+
+
+class Measure(NamedTuple):
+    """One pass over the slices of a leaf.
+
+    Attributes:
+        take: (stack, facts, state) -> numbers, which are summed over the slices.
+        conclude: (facts, state, sums) -> the next state.
+        on_host: whether that is for NumPy, and not to be jitted.
+        pick: (stack, facts, state) -> for each model a mask of what a histogram counts, and
+            digits below 2^16: what `take` gives, as the host makes it (`Picks`).
+    """
+
+    take: Callable[[Stack, Facts, Any], Any]
+    conclude: Callable[[Facts, Any, Any], Any]
+    on_host: bool = False
+    pick: Callable[[Stack, Facts, Any], Any] | None = None
+
+
+def _nothing(size: int) -> Facts:
+    return ()
+
+
+def _no_carry(models: int) -> Any:
+    return ()
+
+
+class Sliced(NamedTuple):
+    """How a step works on slices.
+
+    Attributes:
+        apply: (stack, facts, state, carry) -> (stack, carry).
+        measures: passes that come before, each with the state of the one before it.
+        facts: from the size of the leaf.
+        carry: what goes from one slice to the next, before the first.
+        rows: whether slices must be whole rows.
+        axes: fewest axes of a leaf; one of fewer must be seen whole.
+        quota: (facts, state) -> what of the last measure's picks is kept.
+    """
+
+    apply: Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]
+    measures: tuple[Measure, ...] = ()
+    facts: Callable[[int], Facts] = _nothing
+    carry: Callable[[int], Any] = _no_carry
+    rows: bool = False
+    axes: int = 1
+    quota: Callable[[Facts, Any], Quota] | None = None
+
+
+SLICED: dict[str, Callable[..., Sliced | None]] = {}
+"""{name of a step: its parameters and the computation's dtype -> how, or None if it cannot}."""
+
+
+def on_slices(name: str) -> Callable[[Callable[..., Sliced | None]], Callable[..., Sliced | None]]:
+    """Decorates what says how a step of some name works on slices."""
+
+    def register(make: Callable[..., Sliced | None]) -> Callable[..., Sliced | None]:
+        SLICED[name] = make
+        return make
+
+    return register
+
+
+def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
+    """How a step works on slices; None if it must see the leaf.
+
+    Args:
+        step: a step of a method.
+        dtype: of the computation.
+    """
+    if step.rounds:
+        return None
+    if step.name in SLICED:
+        return SLICED[step.name](np.dtype(dtype), **step.parameters)
+    if step.locality != "element":
+        return None
+    return Sliced(plain(step), rows=step.random)
+
+
+def plain(step: Transform) -> Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]:
+    """What a step that treats every element alone does to a slice: the same."""
+    return lambda stack, facts, state, carry: (step.apply(stack, ()), carry)
+
+
+# -- steps -------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Choosing coefficients: sweeps over candidates, and descent on a loss."""

@@ -1,0 +1,249 @@
+"""Writing leaves: as leaf objects (dense, or relative to a base) and in packs."""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from vcjax import (
+    tree,
+    updates,  # tree.Leaf and tree.canonical load JAX: only on use
+)
+from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
+from vcjax.history import LeafEntry, Packed
+from vcjax.objects import zarr as arrays
+from vcjax.objects.header import ArrayHeader, is_stored, read_chain
+from vcjax.objects.layout import (
+    IN_FLIGHT_BYTES,
+    LAZY_IN_FLIGHT_BYTES,
+    PACK_ALIGNMENT,
+    array_errors,
+    leaf_key,
+    pack_key,
+)
+from vcjax.storage import Store
+from vcjax.tree import LeafSpec, itemsize
+
+
+@dataclass(frozen=True)
+class StagedLeaf:
+    """A leaf that is to be stored.
+
+    Attributes:
+        leaf: spec and data, wherever the data are.
+        digest: its identity.
+        predecessor: the leaf of the same path in the commit before, if there is one.
+        is_transient: whether the data are there for this alone, and take no memory
+            once they are written.
+    """
+
+    leaf: "tree.Leaf"
+    digest: LeafDigest
+    predecessor: LeafEntry | None = None
+    is_transient: bool = False
+
+    @cached_property
+    def name(self) -> str:
+        """Its leaf digest, hexadecimal."""
+        return self.digest.leaf.hex()
+
+    @property
+    def spec(self) -> LeafSpec:
+        """Its dtype, shape and home."""
+        return self.leaf.spec
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of its canonical bytes."""
+        return math.prod(self.spec.shape) * itemsize(self.spec.dtype)
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """An array on its way to the store."""
+
+    key: str
+    nbytes: int
+    futures: tuple[Any, ...]
+    folders: tuple[str, ...]
+
+
+class ArrayWriter:
+    """Writes the chunks of many arrays, then their headers: a header is the commit point."""
+
+    def __init__(self, store: Store, compress: bool):
+        self._store = store
+        self._compress = compress
+        self._headers: list[tuple[str, bytes]] = []
+        self._flying: deque[_Flight] = deque()
+        self._in_flight = 0
+
+    def write_leaf(self, leaf: StagedLeaf) -> None:
+        """Starts writing a leaf object; waits while too many bytes are in flight."""
+        self._write(leaf_key(leaf.name), leaf, self._difference(leaf))
+
+    def write_pack(self, leaves: Sequence[StagedLeaf]) -> dict[str, Packed]:
+        """Starts writing leaves end to end; where each lies, by leaf digest."""
+        contents = [tree.canonical(leaf.leaf).reshape(-1).view(np.uint8) for leaf in leaves]
+        offsets, end = [], 0
+        for content in contents:
+            offsets.append(end)
+            end += -(-content.size // PACK_ALIGNMENT) * PACK_ALIGNMENT
+        buffer = np.zeros(end, np.uint8)
+        for content, offset in zip(contents, offsets, strict=True):
+            buffer[offset : offset + content.size] = content
+        spec = LeafSpec("uint8", buffer.shape, "numpy")
+        pack = StagedLeaf(tree.Leaf(spec, buffer), digest_array("uint8", buffer))
+        if not is_stored(self._store, pack_key(pack.name)):
+            self._write(pack_key(pack.name), pack, None)
+        return {
+            leaf.name: Packed(pack.name, offset, content.size)
+            for leaf, offset, content in zip(leaves, offsets, contents, strict=True)
+        }
+
+    def finish(self) -> None:
+        """Waits for all chunks and writes the headers."""
+        self.land_all()
+        self._store.write_many(self._headers)
+
+    def land_all(self) -> None:
+        """Waits for all chunks."""
+        while self._flying:
+            self._land()
+
+    def _difference(self, leaf: StagedLeaf) -> updates.Difference | None:
+        """How the leaf is expressed relative to its predecessor, or what that stands on."""
+        before = leaf.predecessor
+        if before is None or not before.is_object or not before.chunks:
+            return None
+        if (before.spec.dtype, before.spec.shape) != (leaf.spec.dtype, leaf.spec.shape):
+            return None
+        chunks = [chunk.hex() for chunk in leaf.digest.chunks]
+        chain = read_chain(self._store, before.digest)
+        if not chain:
+            return None
+        ends = [chain[0], chain[-1]] if len(chain) > 1 else chain
+        bases = [updates.BaseLeaf(head.digest, head.chunks, head.depth) for head in ends]
+        return updates.choose_base(chunks, bases)
+
+    def _write(self, key: str, leaf: StagedLeaf, difference: updates.Difference | None) -> None:
+        header = self._header(leaf, difference)
+        regions, nbytes = regions_of(leaf, header.own)
+        contents = ((region, tree.canonical(leaf.leaf, region)) for region in regions)
+        folders = folders_of(key, header, leaf.spec, header.own)
+        limit = LAZY_IN_FLIGHT_BYTES if leaf.is_transient else IN_FLIGHT_BYTES
+        self.send(key, header, contents, nbytes, folders, limit)
+        self.conclude(key, leaf, header)
+
+    def header_of(self, leaf: StagedLeaf) -> ArrayHeader:
+        """The header of the leaf object that a new leaf becomes; no data are needed."""
+        return self._header(leaf, self._difference(leaf))
+
+    def _header(self, leaf: StagedLeaf, difference: updates.Difference | None) -> ArrayHeader:
+        header = arrays.new_header(leaf.spec.dtype, leaf.spec.shape, leaf.digest, self._compress)
+        if difference is None:
+            return header
+        return replace(
+            header,
+            update="difference",
+            base=difference.base,
+            own=difference.own,
+            depth=difference.depth,
+        )
+
+    def conclude(self, key: str, leaf: StagedLeaf, header: ArrayHeader) -> None:
+        """Notes the headers that `finish` writes for an object."""
+        if header.update != "dense":  # so that any zarr reader finds the array in the group
+            dense = self._header(leaf, None)
+            folder = header.array_key(key)
+            self._headers.append((f"{folder}/zarr.json", dense.encode_metadata()))
+        self._headers.append((f"{key}/zarr.json", header.encode()))
+
+    def send(
+        self,
+        key: str,
+        header: ArrayHeader,
+        contents: Iterable[tuple[tuple[slice, ...], np.ndarray]],
+        nbytes: int,
+        folders: tuple[str, ...],
+        limit: int = IN_FLIGHT_BYTES,
+    ) -> None:
+        """Starts writing chunks of an object; waits while too many bytes are in flight.
+
+        Args:
+            contents: regions of the leaf, made of whole chunks, and their canonical content.
+            nbytes: how many bytes that is.
+            folders: those that the chunks lie in.
+            limit: how many bytes may be in flight.
+        """
+        while self._flying and self._in_flight + nbytes > limit:
+            self._land()
+        with array_errors(self._store, key, writing=True):
+            self._store.empty_leftovers(key)
+            folder = header.array_key(key)
+            target = arrays.open_array(self._store, folder, header.metadata).result()
+            futures = tuple(
+                target[region].write(
+                    arrays.stored_view(content, header.dtype),
+                    can_reference_source_data_indefinitely=True,
+                )
+                for region, content in contents
+            )
+        self._flying.append(_Flight(key, nbytes, futures, folders))
+        self._in_flight += nbytes
+
+    def _land(self) -> None:
+        flight = self._flying.popleft()
+        with array_errors(self._store, flight.key, writing=True):
+            for future in flight.futures:
+                future.result()
+        self._in_flight -= flight.nbytes
+        for folder in flight.folders:
+            self._store.written(f"{folder}/0")
+
+
+def regions_of(leaf: StagedLeaf, own: Sequence[int] | None) -> tuple[list[tuple[slice, ...]], int]:
+    """The regions of a leaf that are written, and their size in bytes.
+
+    Args:
+        leaf: the leaf.
+        own: the chunks that are written; None for all.
+    """
+    spec = leaf.spec
+    if own is None:
+        return [tuple(slice(0, length) for length in spec.shape)], leaf.nbytes
+    width = itemsize(spec.dtype)
+    runs = chunk_runs(spec.shape, width, own)
+    regions = [chunk_slices(spec.shape, width, first, last) for first, last in runs]
+    sizes = [math.prod(axis.stop - axis.start for axis in region) for region in regions]
+    return regions, sum(sizes) * width
+
+
+def folders_of(
+    key: str, header: ArrayHeader, spec: LeafSpec, own: Sequence[int] | None
+) -> tuple[str, ...]:
+    """Every folder that chunks of an object lie in; `own` are those written, None for all."""
+    grid = chunk_grid(spec.shape, itemsize(spec.dtype))
+    inner = np.ndindex(*grid[:-1])
+    if own is not None:
+        inner = sorted({tuple(map(int, np.unravel_index(at, grid)))[:-1] for at in own})
+    return tuple("/".join([header.array_key(key), "c", *map(str, index)]) for index in inner)
+
+
+def entry_of(
+    leaf: StagedLeaf,
+    inline: bool,
+    known: Mapping[str, LeafEntry],
+) -> LeafEntry:
+    """What the manifest says of a leaf that is stored; where in a pack it lies is told later."""
+    if leaf.name in known:
+        return replace(known[leaf.name], spec=leaf.spec)
+    if inline:
+        content = tree.canonical(leaf.leaf).tobytes()
+        return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
+    chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
+    return LeafEntry(leaf.spec, leaf.name, chunks)

@@ -1,0 +1,1 @@
+"""What Orbax wrote, or is to read: import and export."""

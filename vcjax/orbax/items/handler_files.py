@@ -1,0 +1,146 @@
+"""Handlers that write files: anybody's `CheckpointHandler`, such as Grain's iterator.
+
+A handler is given an empty temporary folder and does there what it does in Orbax. The
+files become leaves: arrays of bytes, in dicts that are the folders. To restore, they are
+written to a temporary folder again for the handler to read.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vcjax.errors import VcjaxError
+from vcjax.orbax.items.stored_item import StoredItem
+from vcjax.orbax.manager.shared_save import Sharing
+from vcjax.repo.restore import read_leaves
+from vcjax.tree import Node, unescape
+
+
+@dataclass(frozen=True)
+class Positional:
+    """Arguments of a handler for which no argument classes are registered."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def _call(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (args.args, args.kwargs) if isinstance(args, Positional) else ((), {"args": args})
+
+
+@contextmanager
+def written(handler: Any, args: Any, sharing: Sharing | None = None) -> Iterator[dict[str, Any]]:
+    """What a handler saves, as a tree of its files; they exist until the context is left.
+
+    An asynchronous handler is waited for: what it writes is needed to make the commit.
+    Several processes write to one folder, as in Orbax, and process 0 has the tree.
+    """
+    sharing = sharing or Sharing.alone()
+    with sharing.folder() as parent:
+        folder = epath.Path(parent) / "item"
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def save() -> None:
+            positional, keywords = _call(args)
+            if isinstance(handler, ocp.AsyncCheckpointHandler):
+                for future in _started(handler, folder, positional, keywords):
+                    future.result()
+            else:
+                handler.save(folder, *positional, **keywords)
+
+        sharing.agree(lambda: handler.finalize(folder), save)
+        yield files_of(parent / "item") if sharing.leads else {}
+
+
+def _started(handler: Any, folder: epath.Path, positional: Any, keywords: Any) -> list[Any]:
+    async def start() -> Any:
+        return await handler.async_save(folder, *positional, **keywords)
+
+    return list(_run(start()) or ())
+
+
+def _run(coroutine: Any) -> Any:
+    """The result of a coroutine, also where an event loop runs already, as in notebooks."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, coroutine).result()
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """A folder as a tree: files as arrays of bytes, mapped and not read yet; folders as dicts.
+
+    Raises:
+        VcjaxError: it holds something that is neither.
+    """
+    found: dict[str, Any] = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            found[entry.name] = files_of(entry)
+        elif not entry.is_file():
+            raise VcjaxError(
+                f"a handler made {entry.name!r}, which is neither a file nor a folder",
+                hint="write files, or save the object by ocp.args.PyTreeSave",
+            )
+        elif entry.stat().st_size:
+            found[entry.name] = np.memmap(entry, np.uint8, "r")
+        else:
+            found[entry.name] = np.zeros(0, np.uint8)
+    return found
+
+
+def restore(handler: Any, item: StoredItem, args: Any) -> Any:
+    """What a handler makes of the files of an item."""
+    positional, keywords = _call(args)
+    with folder_of(item) as folder:
+        return handler.restore(folder, *positional, **keywords)
+
+
+def metadata(handler: Any, item: StoredItem) -> Any:
+    """What a handler says of the files of an item; None if it cannot tell."""
+    with folder_of(item) as folder:
+        try:
+            return handler.metadata(folder)
+        except (FileNotFoundError, NotImplementedError):
+            return None
+
+
+@contextmanager
+def folder_of(item: StoredItem) -> Iterator[epath.Path]:
+    """A temporary folder with the files of an item."""
+    with tempfile.TemporaryDirectory(prefix="vcjax-item-") as name:
+        folder = Path(name) / (item.name if _is_file_name(item.name) else "item")
+        _make_folders(folder, item.root)
+        for path, leaf in read_leaves(item.repo.objects, item.leaves):
+            place = _inside(folder, path)
+            place.write_bytes(np.asarray(leaf.data).tobytes())
+        yield epath.Path(folder)
+
+
+def _make_folders(folder: Path, root: Any) -> None:
+    folder.mkdir()
+    for key, child in zip(root.keys, root.children, strict=True):
+        if not _is_file_name(str(key)):
+            raise VcjaxError(f"{key!r} cannot be the name of a file")
+        if isinstance(child, Node):
+            _make_folders(folder / str(key), child)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """The file of a leaf path. A segment is the escaped name; names have no "/"."""
+    return folder.joinpath(*map(unescape, path.split("/")))
+
+
+def _is_file_name(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,0 +1,1 @@
+"""What the checkpoint manager is made of: its steps, options and policies."""

@@ -1,0 +1,132 @@
+"""What the arguments of a manager's constructor mean."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from vcjax.errors import RepositoryNotFoundError
+from vcjax.objects.layout import GRACE_SECONDS
+from vcjax.orbax.items.handlers import ItemHandlers
+from vcjax.orbax.manager.options import is_local, process_timeout
+from vcjax.orbax.manager.shared_save import clean_folders
+from vcjax.processes.conversation import agree, several
+from vcjax.repo import Repository
+from vcjax.repo.settings import Settings, locate
+
+
+def open_repository(
+    directory: str | os.PathLike[str], options: Any, prepare: Callable[[], None]
+) -> Repository:
+    """The repository of a manager; made where there is none, as far as the options allow.
+
+    A read-only manager may come before there is one, as one that evaluates what another
+    program is about to train.
+
+    Of several processes, process 0 makes it, and the others open it then. With `create`
+    off a folder that exists is taken into use all the same, as by Orbax: it is the folder
+    that is not to be made.
+
+    Args:
+        prepare: called first on every process; if it fails on one, all fail.
+
+    Raises:
+        RepositoryNotFoundError: there is none, and none is to be made.
+    """
+    local, timeout_s = is_local(options.multiprocessing_options), process_timeout(options)
+
+    def make() -> Repository:
+        repo = _opened_or_made(directory, options)
+        if options.cleanup_tmp_directories:
+            repo.gc()
+            clean_folders(repo, GRACE_SECONDS)
+        return repo
+
+    url = locate(directory).url
+    if local or not several(url):
+        prepare()
+        repo = make()
+    else:
+        agree(url, timeout_s, lambda _: make().url, prepare)
+        repo = _opened(directory, options)
+    repo.local, repo.process_timeout_s = local, timeout_s
+    return repo
+
+
+def _opened_or_made(directory: str | os.PathLike[str], options: Any) -> Repository:
+    folder = locate(directory).location.folder
+    there = folder is not None and folder.is_dir()
+    try:
+        return _opened(directory, options)
+    except RepositoryNotFoundError:
+        if not (options.create or there):
+            raise
+    if folder is not None and there:
+        _warn_of_orbax(folder)
+    return Repository.init(directory, exist_ok=True, local=True)
+
+
+def _opened(directory: str | os.PathLike[str], options: Any) -> Repository:
+    try:
+        return Repository.open(directory, local=True)
+    except RepositoryNotFoundError:
+        if not options.read_only:
+            raise
+    store = locate(directory)
+    if store.location.folder is not None and store.location.folder.is_dir():
+        _warn_of_orbax(store.location.folder)
+    logging.warning("there is no repository in %s yet; reload() looks again", store.url)
+    return Repository(store, Settings(), local=True)
+
+
+def _warn_of_orbax(folder: Any) -> None:
+    """A run that goes on in a folder of Orbax's would begin at its first step."""
+    steps = [entry.name for entry in folder.iterdir() if (entry / "_CHECKPOINT_METADATA").exists()]
+    if steps:
+        logging.warning(
+            "%s holds %d steps that Orbax saved, which are not seen here: "
+            "`vcjax import orbax %s` makes commits of them",
+            folder,
+            len(steps),
+            folder,
+        )
+
+
+def handlers_of(
+    checkpointers: Any,
+    item_names: Sequence[str] | None,
+    item_handlers: Any,
+    registry: Any,
+    options: Any,
+) -> tuple[ItemHandlers, bool]:
+    """(the handlers, whether to save in the background).
+
+    Raises:
+        ValueError: arguments that exclude each other.
+    """
+    given = {
+        "checkpointers": checkpointers,
+        "item_names": item_names,
+        "item_handlers": item_handlers,
+        "handler_registry": registry,
+    }
+    together = {frozenset(("item_names", "item_handlers"))}
+    names = [name for name, value in given.items() if value is not None]
+    single = item_handlers is not None and not isinstance(item_handlers, Mapping)
+    if len(names) > 1 and (frozenset(names) not in together or (single and item_names)):
+        raise ValueError(f"{' and '.join(names)} are mutually exclusive")
+    in_background = options.enable_async_checkpointing
+    if checkpointers is None:
+        return ItemHandlers(item_names, item_handlers, registry), in_background
+    several = isinstance(checkpointers, Mapping)
+    members = list(checkpointers.values()) if several else [checkpointers]
+    wrong = [member for member in members if not hasattr(member, "handler")]
+    if wrong:
+        raise ValueError(f"checkpointers holds a {type(wrong[0]).__qualname__}, no checkpointer")
+    if several:
+        handlers: Any = {name: member.handler for name, member in checkpointers.items()}
+    else:
+        handlers = checkpointers.handler
+    in_background = any(hasattr(member, "wait_until_finished") for member in members)
+    return ItemHandlers(None, handlers), in_background

@@ -1,0 +1,230 @@
+"""The half of the checkpoint manager that changes nothing."""
+
+import copy
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from vcjax.orbax.items.handlers import ItemHandlers
+from vcjax.orbax.items.record import DEFAULT_ITEM
+from vcjax.orbax.items.step_content import described, metrics_of, restored
+from vcjax.orbax.manager.keeper import StepKeeper
+from vcjax.orbax.manager.policies import ranked
+from vcjax.orbax.manager.step import Step, checked_step
+from vcjax.repo import Repository
+
+
+class StepReader(ocp.AbstractCheckpointManager):
+    """Lists, describes and restores steps; part of `CheckpointManager`.
+
+    Attributes:
+        repo: the repository; everything else in vcjax works on it.
+    """
+
+    repo: Repository
+    _options: Any
+    _handlers: ItemHandlers
+    _keeper: StepKeeper
+    _logger: Any
+
+    # -- what there is ---------------------------------------------------------
+
+    @property
+    def directory(self) -> Any:
+        """The folder of the repository as `epath.Path`; the URL of one in memory."""
+        location = self.repo.store.location
+        if location.folder is not None:
+            return epath.Path(location.folder)
+        return self.repo.url if self.repo.url.startswith("memory:") else epath.Path(self.repo.url)
+
+    @property
+    def options(self) -> Any:
+        """As they were given."""
+        return self._options
+
+    def all_steps(self, read: bool = False) -> list[int]:
+        """The steps that can be restored, ascending; the one being saved included.
+
+        Args:
+            read: whether to `reload` first.
+        """
+        if read:
+            self.reload()
+        return [step.step for step in self._checkpoints]
+
+    def latest_step(self) -> int | None:
+        """The largest step; None if there is none."""
+        latest = self._keeper.index.latest
+        return None if latest is None else latest.step
+
+    def best_step(self) -> int | None:
+        """The best step by `best_fn`, None if no step has metrics; without it the latest one."""
+        if not self._track_best:
+            return self.latest_step()
+        best = ranked(self._checkpoints, self._options.best_mode == "min")
+        return best[0].step if best else None
+
+    def reload(self) -> None:
+        """Reads the steps anew, after other programs or `vcjax switch` have changed them.
+
+        All processes of this program call it together, as `save`, `delete` and `restore`.
+        `save` and `delete` take note themselves of what others have added to the branch, and
+        what is asked of one step finds it, listed or not.
+        """
+        self._keeper.reload()
+
+    def metrics(self, step: int) -> Any:
+        """The metrics of a step, also of one that was pruned; None if it has none."""
+        step = checked_step(step)
+        found = self._keeper.index.get(step)
+        if found is not None:
+            return found.metrics
+        pruned = self._keeper.dropped.get(step)
+        return None if pruned is None else metrics_of(self.repo.history.commit(pruned))
+
+    def metadata(self, step: int | None = None) -> Any:
+        """Orbax's `StepMetadata` of a step, or without one the `RootMetadata` of the run.
+
+        Raises:
+            FileNotFoundError: no such step.
+        """
+        if step is None:
+            return ocp.metadata.RootMetadata(custom_metadata=dict(self._keeper.root_metadata))
+        commit = self.repo.resolve(self._require(checked_step(step)).commit)
+        return described(self.repo, commit, self._handlers)
+
+    def item_metadata(self, step: int) -> Any:
+        """Shapes, dtypes and shardings of the items of a step; no leaf is read.
+
+        Returns:
+            Orbax's `TreeMetadata` with an `ArrayMetadata` for each array; of several items
+            a `Composite` of them. None for items that are no trees.
+
+        Raises:
+            ValueError: `step` is None.
+            FileNotFoundError: no such step.
+        """
+        if step is None:
+            raise ValueError("`step` must be provided: only steps have items")
+        return self.metadata(step).item_metadata
+
+    # -- restoring -------------------------------------------------------------
+
+    def restore(
+        self,
+        step: int | None = None,
+        items: Any = None,
+        restore_kwargs: Mapping[str, Any] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        args: Any = None,
+        *,
+        like: Any = None,
+    ) -> Any:
+        """A step, verified leaf by leaf.
+
+        Args:
+            step: the latest by default.
+            items: a tree to restore into, or {item name: tree}; instead of `args`.
+            restore_kwargs: Orbax's oldest form of further arguments.
+            directory: restore from this repository instead.
+            args: one of `ocp.args`, such as `StandardRestore(abstract_tree)`; `Composite`
+                for items. Without any, everything as it was saved.
+            like: as for `Repository.restore`.
+
+        Returns:
+            The object, or a `Composite` of the items.
+
+        Raises:
+            VcjaxError: `step` is not an integer from 0.
+            FileNotFoundError: there is no such step, or none at all.
+            PrunedError: a policy let the data of this step go; says when, and which.
+            StructureError: it does not fit; names every path, with both shapes.
+            KeyError: there is no such item.
+        """
+        if directory is not None:
+            other = copy.copy(self)
+            other.repo = Repository.open(directory, local=self.repo.local)
+            other.repo.process_timeout_s = self.repo.process_timeout_s
+            other._keeper = StepKeeper(other.repo, self._options)
+            other._keeper.reload()
+            return other.restore(step, items, restore_kwargs, args=args, like=like)
+        began = time.time()
+        if step is None:
+            step = self.repo.agree(lambda _: self.latest_step(), self._keeper.settle)
+        else:
+            step = checked_step(step)
+        if step is None:
+            raise FileNotFoundError(f"no step has been saved in {self.directory}")
+        if self.repo.is_shared:
+            self._take_in(step)
+        commit = self.repo.resolve(self._require(step).commit)
+        if like is None and items is not None and not self._handlers.are_given:
+            like = items
+        if like is not None:
+            result = self.repo.restore(commit, like)
+        else:
+            if args is None and (items is not None or restore_kwargs):
+                args = self._restore_args(items, restore_kwargs or {})
+            result = restored(self.repo, commit, self._handlers, args)
+        self._log("restore", step, began)
+        return result
+
+    def _restore_args(self, items: Any, kwargs: Mapping[str, Any]) -> Any:
+        """What Orbax's oldest calls mean, as arguments to restore by."""
+        if self._handlers.single is not False:
+            return self._handlers.arguments(DEFAULT_ITEM, items, kwargs, save=False)
+        items = items or {}
+        named = {
+            name: self._handlers.arguments(
+                name, items.get(name), kwargs.get(name) or {}, save=False
+            )
+            for name in {**items, **kwargs}
+        }
+        return ocp.args.Composite(**named)
+
+    def _require(self, step: int) -> Step:
+        self._keeper.settle()
+        found = self._keeper.index.get(step)
+        if found is not None:
+            return found
+        if step in self._keeper.dropped:
+            self.repo.require_data(self.repo.history.commit(self._keeper.dropped[step]))
+        found = self._keeper.beside(step)
+        if found is not None:
+            return found
+        known = ", ".join(map(str, self.all_steps()[-5:])) or "none"
+        raise FileNotFoundError(
+            f"there is no step {step} in {self.directory}; the latest are: {known}"
+        )
+
+    def _take_in(self, step: int) -> None:
+        """Sees to it that all processes know a step that others have saved, or none does."""
+
+        def is_unknown() -> bool:
+            self._keeper.settle()
+            return step not in self._keeper.index and step not in self._keeper.dropped
+
+        if self.repo.agree(any, is_unknown):
+            self._keeper.follow(self._keeper.settle)
+
+    def _log(self, event: str, step: int, began: float) -> None:
+        if self._logger is not None:
+            seconds = time.time() - began
+            where = str(self.directory)
+            self._logger.log_entry(
+                {"step": step, "event_type": event, "directory": where, "duration_secs": seconds}
+            )
+
+    # Names without which subclasses of Orbax's manager (T5X, Kauldron) do not work.
+
+    @property
+    def _checkpoints(self) -> list[Step]:
+        return self._keeper.index.ordered
+
+    @property
+    def _track_best(self) -> bool:
+        return self._options.best_fn is not None

@@ -1,0 +1,47 @@
+"""Comparing commits: digests first, then only the chunks that differ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vcjax import diffing
+from vcjax.history import Manifest
+from vcjax.objects import ObjectStore
+from vcjax.objects.commit_content import side
+
+BATCH_BYTES = 32 * 1024 * 1024
+"""How much of both sides together is prepared at once: small leaves are read together, and
+headers of large ones. Large leaves are then read in runs of a few chunks."""
+
+
+def compare(
+    old: Manifest,
+    new: Manifest,
+    objects: ObjectStore,
+    stats: Any = True,
+    paths: list[str] | None = None,
+    base: Manifest | None = None,
+) -> diffing.TreeDiff:
+    """What changed between two manifests; see `Repository.diff`.
+
+    Args:
+        old: of the old side.
+        new: of the new one.
+        objects: where the leaves of all are.
+        stats: False, True, "whole" or "full".
+        paths: leaf path globs: only these leaves.
+        base: of what both come from: then `TreeDiff.three_way` is set.
+    """
+    if not stats and base is None:
+        return diffing.compare(old.root, new.root).matching(paths)
+    sides = side(old, objects), side(new, objects)
+    if base is None:
+        return diffing.examine(*sides, stats, paths, BATCH_BYTES)
+    return diffing.examine_sides(*sides, side(base, objects), stats, paths, BATCH_BYTES)
+
+
+def similarity(
+    models: Sequence[Manifest], base: Manifest, objects: ObjectStore, names: Sequence[str]
+) -> diffing.Similarity:
+    """How alike the task vectors of several commits are (`vcjax.diffing.similarity`)."""
+    sides = [side(manifest, objects) for manifest in models]
+    return diffing.similarity_of(sides, side(base, objects), names, BATCH_BYTES)

@@ -1,0 +1,233 @@
+"""Merging N models whole, without history: plan jobs, run them, commit or write the result."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vcjax import merging, tree
+from vcjax.errors import MergeError, StructureError, VcjaxError
+from vcjax.formats.sharded import SHARD_BYTES
+from vcjax.history import LeafEntry
+from vcjax.merging.config import record_of_key, record_of_weights
+from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
+from vcjax.objects import ObjectStore
+from vcjax.streaming.destination import FileOutput, StoreOutput, fingerprint
+from vcjax.streaming.executor import execute
+from vcjax.streaming.job import Job
+from vcjax.streaming.model import Model, order
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """N models, and what is to be made of them.
+
+    Attributes:
+        models: in order.
+        method: how.
+        base: for methods that need it.
+        weights: one number per model, or {leaf path glob: numbers}.
+        key: PRNG key or int, for random methods.
+        dtype: name, of the merged leaves; the first model's by default.
+        statistics: as in `vcjax.merge`.
+    """
+
+    models: tuple[Model, ...]
+    method: merging.MergeMethod
+    base: Model | None = None
+    weights: Any = None
+    key: Any = None
+    dtype: str | None = None
+    statistics: Sequence[Mapping[str, Any]] | None = None
+
+    def jobs(self) -> list[Job]:
+        """One for every leaf, in the order of the first model's file; whole-model methods' last.
+
+        Raises:
+            StructureError: models differ in leaf paths or shapes; each is listed.
+            MergeError: the method needs something that was not given, or the reverse.
+        """
+        models, base, method = self.models, self.base, self.method
+        if self.dtype is not None:
+            _check_dtype(self.dtype)
+        if base is not None and len(models) == 1 and method.models == (2, 2):
+            models, base = (base, *models), None  # as `vcjax.merge`: the base is the first of two
+        if not models:
+            raise MergeError("there is no model to merge", hint="give at least one")
+        given = base is not None
+        check_inputs(method, len(models), given, self.weights, self.statistics, self.key)
+        for number, other in enumerate(models[1:], start=2):
+            _check_alike(models[0], other, f"model {number}")
+        if base is not None:
+            _check_alike(models[0], base, "the base")
+        paths = order(models[0])
+        check_globs(method, self.weights, paths)
+        jobs = []
+        for path in paths:
+            inputs = tuple(model.leaves[path] for model in models)
+            job = Job(
+                path,
+                _result_spec(inputs[0].spec, self.dtype),
+                inputs,
+                base.leaves[path] if base is not None else None,
+                method.for_leaf(path),
+                weights_of(self.weights, path, len(models)),
+                self._statistics_of(path),
+            )
+            if job.is_merged:
+                check_complex(job.method, path, [leaf.data for leaf in job.leaves])
+            jobs.append(job)
+        # Methods that look at whole models break ties by the order of leaves: that of the tree,
+        # as in `vcjax.merge`, and not where the arrays happen to lie in memory.
+        place = {path: number for number, path in enumerate(models[0].leaves)}
+        jobs.sort(key=lambda job: place[job.path] if job.rounds else -1)
+        return jobs
+
+    def _statistics_of(self, path: str) -> tuple[Any, ...] | None:
+        found = [numbers[path] for numbers in self.statistics or () if path in numbers]
+        if found and len(found) != len(self.models):
+            raise MergeError(f"statistics of {path!r} are missing in some models", path=path)
+        return tuple(found) or None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with anything that changes the result."""
+        return fingerprint(
+            models=[model.fingerprint for model in self.models],
+            base=self.base.fingerprint if self.base else None,
+            method=merging.to_config(self.method),
+            weights=record_of_weights(self.weights),
+            key=record_of_key(self.key),
+            dtype=self.dtype,
+            statistics=None if self.statistics is None else secrets.token_hex(16),
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What a commit records of how it came about; JSON types."""
+        return {
+            "operation": "merge_models",
+            "inputs": [dict(model.origin) for model in self.models],
+            "base": dict(self.base.origin) if self.base else None,
+            "method": merging.to_config(self.method),
+            "weights": record_of_weights(self.weights),
+            "key": record_of_key(self.key),
+            "dtype": self.dtype,
+        }
+
+
+def to_store(merge: Merge, objects: ObjectStore, progress: Progress | None) -> StoreOutput:
+    """Merges into a store; the entries of all leaves are in what `finish` gives."""
+    return run_into_store(merge.jobs(), objects, merge.fingerprint, merge.key, progress)
+
+
+def run_into_store(
+    jobs: Sequence[Job],
+    objects: ObjectStore,
+    key: str | None,
+    random_key: Any,
+    progress: Progress | None = None,
+) -> StoreOutput:
+    """Runs jobs that an interrupted merge of the same fingerprint has not done yet."""
+    output = StoreOutput(objects, key)
+    with closing(output):
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
+            for piece in pieces:
+                output.write(piece)
+        output.finish()
+    return output
+
+
+def to_files(
+    merge: Merge,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Merges into a folder of safetensors, or into one file that ends in ".safetensors".
+
+    A merge that was killed is continued, if the same inputs are merged into the same
+    target again.
+
+    Returns:
+        The files that were written.
+    """
+    metadata = {k: v for k, v in merge.models[0].metadata.items() if isinstance(v, str)}
+    return run_into_files(
+        merge.jobs(),
+        target,
+        metadata or {"format": "pt"},
+        fingerprint(merge=merge.fingerprint, shard_bytes=shard_bytes),
+        merge.key,
+        progress=progress,
+        shard_bytes=shard_bytes,
+    )
+
+
+def run_into_files(
+    jobs: Sequence[Job],
+    target: Path,
+    metadata: Mapping[str, str],
+    key: str,
+    random_key: Any,
+    *,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Runs jobs that an interrupted merge of the same key has not done yet."""
+    output = FileOutput(target, jobs, metadata, key, shard_bytes)
+    with closing(output):
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
+            for piece in pieces:
+                output.write(piece)
+        return output.finish()
+
+
+def as_root(first: Model, entries: Mapping[str, LeafEntry]) -> Any:
+    """The tree of the first model, with the entries of the merged leaves."""
+    return tree.map_leaves(lambda path, _: entries[path], first.root)
+
+
+def _check_dtype(name: str) -> None:
+    try:
+        known = tree.is_inexact(name) and bool(tree.storage_dtype(name))
+    except (VcjaxError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise MergeError(
+            f"{name!r} is no dtype that merged leaves can have",
+            hint="for example float32, bfloat16 or float16",
+        )
+
+
+def _check_alike(first: Model, other: Model, who: str) -> None:
+    ours, theirs = first.leaves, other.leaves
+    problems = [f"{path}: not in {who}" for path in ours if path not in theirs]
+    problems += [f"{path}: in {who} only" for path in theirs if path not in ours]
+    for path in ours.keys() & theirs.keys():
+        a, b = ours[path].spec, theirs[path].spec
+        if a.shape != b.shape:
+            problems.append(f"{path}: {list(a.shape)} in model 1, {list(b.shape)} in {who}")
+        elif _has_mean(a) != _has_mean(b):
+            problems.append(f"{path}: floating point in only one of model 1 and {who}")
+    if problems:
+        raise StructureError(
+            f"{first.name} and {other.name} cannot be merged leaf by leaf",
+            problems=sorted(problems),
+            hint="merge models of the same leaf paths and shapes",
+        )
+
+
+def _has_mean(spec: tree.LeafSpec) -> bool:
+    return not spec.is_value and tree.is_inexact(spec.dtype)
+
+
+def _result_spec(spec: tree.LeafSpec, dtype: str | None) -> tree.LeafSpec:
+    return replace(spec, dtype=dtype) if dtype is not None and _has_mean(spec) else spec

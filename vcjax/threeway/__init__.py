@@ -1,0 +1,5 @@
+"""Merging by history: plan from manifests, settle conflicts, keep and repeat merges."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
