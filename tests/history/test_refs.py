@@ -90,7 +90,7 @@ def test_fast_forward_of_a_detached_head(detached):
     assert detached.head == Head(None, ahead.digest)
     assert detached.refs.log("HEAD")[0].reason.startswith("merge: fast-forward")
     with pytest.raises(ConflictError, match="meanwhile"):
-        detached._fast_forward(None, ours, ahead)
+        detached.merges._fast_forward("HEAD", ours, ahead)
 
 
 def test_log_of_a_detached_head(detached):

@@ -97,14 +97,14 @@ def test_a_commit_that_is_overtaken_by_a_pruned_tip(repo, monkeypatch):
     first = repo.commit(tree(0))
     repo.commit(tree(1))
     repo.prune([first], "a test")
-    hold = repo._committer.publish
+    hold = repo._writer.committer.publish
 
     def overtaken(*args):
         monkeypatch.undo()
         repo.branch("main", at=first, force=True)
         return hold(*args)
 
-    monkeypatch.setattr(repo._committer, "publish", overtaken)
+    monkeypatch.setattr(repo._writer.committer, "publish", overtaken)
     repo.refresh()
     with pytest.raises(ConflictError, match=r"whose data are gone: pruned on .* by a test"):
         repo.commit({**tree(1), "own": tree(0)["own"]})

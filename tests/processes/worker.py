@@ -140,7 +140,7 @@ def _count_chunks():
 @functools.cache
 def opened(url, timeout=20.0):
     repo = vcjax.Repository.open(url)
-    repo.process_timeout_s = timeout
+    repo.processes.timeout = timeout
     return repo
 
 
@@ -204,13 +204,13 @@ def commit_async(url, shape, seed, steps):
 
 def tell(url, value):
     me = jax.process_index()
-    return opened(url).agree(lambda: [value, me])
+    return opened(url).processes.agree(lambda: [value, me])
 
 
 def elsewhere(url, other, process):
     """One process has another folder under the same name."""
     repo = vcjax.Repository.open(url)
-    repo.process_timeout_s = 20.0
+    repo.processes.timeout = 20.0
     if jax.process_index() == process:
         repo.store = vcjax.Repository.open(other).store
     return repo.commit({"w": np.arange(20_000.0)}, "").digest
@@ -288,8 +288,8 @@ def _kill_at(where):
 def alone(url, timeout):
     """Process 0 commits, and the others do not."""
     repo = vcjax.Repository.open(url)
-    repo.process_timeout_s = timeout
-    repo.agree(lambda: 0)
+    repo.processes.timeout = timeout
+    repo.processes.agree(lambda: 0)
     if jax.process_index() != 0:
         return None
     with unittest.mock.patch.object(vcjax.processes.conversation, "LATE", 0.2):

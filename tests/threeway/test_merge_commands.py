@@ -84,7 +84,7 @@ def test_command_lines_that_make_no_sense(fork, cli_in, words, message):
     code, _, err = cli_in(fork, "merge", *words.split())
     assert code == 2
     assert message in err
-    assert fork.merge_progress() is None
+    assert fork.merges.get() is None
 
 
 # -- on a terminal ----------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_asking_on_a_terminal(fork):
     np.testing.assert_array_equal(tree["p"]["b"], W + 2)
     np.testing.assert_array_equal(tree["q"], W[:2])
     assert tree["n"] == 1
-    assert fork.merge_progress() is None
+    assert fork.merges.get() is None
 
 
 def test_answers_are_kept_when_one_quits_or_is_interrupted(fork):
@@ -189,7 +189,7 @@ def test_answers_are_kept_when_one_quits_or_is_interrupted(fork):
     code, text = terminal.finish()
     assert code == 1
     assert "changed 2 leaves differently" in text
-    assert list(fork.merge_progress().left) == ["n", "q"]
+    assert list(fork.merges.get().left) == ["n", "q"]
     terminal = Terminal("merge", "--continue", "-i", f"--repo={fork.url}")
     terminal.expect("(1/2) n")
     terminal.expect("[q]uit [?]: ")
@@ -199,7 +199,7 @@ def test_answers_are_kept_when_one_quits_or_is_interrupted(fork):
     terminal.process.send_signal(signal.SIGINT)
     code, text = terminal.finish()
     assert code == 130
-    assert list(fork.merge_progress().left) == ["q"]
-    fork.continue_merge(resolve="base")
+    assert list(fork.merges.get().left) == ["q"]
+    fork.merges.resume(resolve="base")
     assert fork.restore()["n"] == 2
     np.testing.assert_array_equal(fork.restore()["p"]["b"], W + 3)

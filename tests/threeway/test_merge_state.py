@@ -28,10 +28,10 @@ def test_a_merge_with_conflicts_is_kept_and_moves_nothing(fork):
         fork.merge("main", "side", resolve={"p/a": "theirs"}, keep_conflicts=True)
     assert "vcjax merge --continue" in caught.value.hint
     assert fork.branches == before
-    progress = Repository.open(fork.url).merge_progress()
+    progress = Repository.open(fork.url).merges.get()
     assert progress.settled == {"p/a": "theirs"}
     assert list(progress.left) == ["n", "p/b", "q"]
-    assert progress.state.names == ("main", "side")
+    assert progress.request.names == ("main", "side")
     assert not progress.has_moved
 
 
@@ -39,18 +39,18 @@ def test_without_being_asked_to_nothing_is_kept(fork):
     with pytest.raises(ConflictError) as caught:
         fork.merge("main", "side")
     assert "--continue" not in caught.value.hint
-    assert fork.merge_progress() is None
+    assert fork.merges.get() is None
     assert fork.merges.all() == []
 
 
 def test_decisions_add_up(begun):
     with pytest.raises(ConflictError) as caught:
-        begun.continue_merge(resolve={"p/*": "theirs", "n": "base"})
+        begun.merges.resume(resolve={"p/*": "theirs", "n": "base"})
     assert [path.partition(":")[0] for path in caught.value.paths] == ["q"]
     again = Repository.open(begun.url)
     with pytest.raises(ConflictError):
-        again.continue_merge(resolve={"p/a": "ours"})  # later ones go before
-    commit = Repository.open(begun.url).continue_merge(resolve="ours")
+        again.merges.resume(resolve={"p/a": "ours"})  # later ones go before
+    commit = Repository.open(begun.url).merges.resume(resolve="ours")
     assert (commit.message, commit.metrics) == ("both", {"loss": 1.0})
     assert commit.parents == (commit.provenance["inputs"][0], begun.branches["side"])
     tree = begun.restore("main")
@@ -59,16 +59,16 @@ def test_decisions_add_up(begun):
     np.testing.assert_array_equal(tree["p"]["c"], W + 3)
     np.testing.assert_array_equal(tree["q"], W + 1)
     assert tree["n"] == 1
-    assert begun.merge_progress() is None
-    assert begun.remerge(commit).is_same
+    assert begun.merges.get() is None
+    assert begun.merges.rerun(commit).is_same
     assert begun.fsck().ok
 
 
 def test_a_method_settles_what_is_left(begun):
     with pytest.raises(ConflictError) as caught:
-        begun.continue_merge(resolve={"p/a": "ours"}, method="average")
+        begun.merges.resume(resolve={"p/a": "ours"}, method="average")
     assert [path.partition(":")[0] for path in caught.value.paths] == ["q"]
-    commit = begun.continue_merge(resolve={"q": "theirs"})
+    commit = begun.merges.resume(resolve={"q": "theirs"})
     assert commit.provenance["decisions"] == {
         "n": "first",
         "p/a": "side",
@@ -81,35 +81,35 @@ def test_a_method_settles_what_is_left(begun):
 
 def test_rules_may_leave_some_leaves_to_the_method(begun):
     with pytest.raises(ConflictError) as caught:
-        begun.continue_merge(resolve={"p/b": "method"}, method=merging.average())
+        begun.merges.resume(resolve={"p/b": "method"}, method=merging.average())
     assert [path.partition(":")[0] for path in caught.value.paths] == ["n", "p/a", "q"]
-    begun.continue_merge(resolve="ours")
+    begun.merges.resume(resolve="ours")
     tree = begun.restore()
     np.testing.assert_array_equal(tree["p"]["a"], W + 1)
     np.testing.assert_array_equal(tree["p"]["b"], W + 2)
 
 
 def test_what_makes_no_sense_is_not_kept(begun):
-    state = begun.merges.get("refs/heads/main")
+    state = begun.kept_merges.get("refs/heads/main")
     with pytest.raises(MergeError, match="no side of a merge"):
-        begun.continue_merge(resolve={"q": "mine"})
+        begun.merges.resume(resolve={"q": "mine"})
     with pytest.raises(MergeError, match="draws random numbers"):
-        begun.continue_merge(method="dare_linear", resolve={"q": "ours"})
-    assert begun.merges.get("refs/heads/main") == state
-    commit = begun.continue_merge(method="dare_linear", resolve={"q": "ours"}, key=3)
+        begun.merges.resume(method="dare_linear", resolve={"q": "ours"})
+    assert begun.kept_merges.get("refs/heads/main") == state
+    commit = begun.merges.resume(method="dare_linear", resolve={"q": "ours"}, key=3)
     assert commit.provenance["key"] == 3
-    assert begun.remerge().is_same
+    assert begun.merges.rerun().is_same
 
 
 def test_dropping_a_merge(begun):
     before = begun.branches
-    begun.abort_merge()
+    begun.merges.abort()
     assert begun.branches == before
-    assert begun.merge_progress() is None
+    assert begun.merges.get() is None
     with pytest.raises(MergeError, match="no merge into 'main' is under way"):
-        begun.abort_merge()
+        begun.merges.abort()
     with pytest.raises(MergeError, match="no merge into 'main' is under way") as caught:
-        begun.continue_merge()
+        begun.merges.resume()
     assert "begins one" in caught.value.hint
     begun.merge("main", "side", resolve="ours")
 
@@ -130,36 +130,36 @@ def test_each_branch_has_a_merge_of_its_own(begun):
         begun.merge("two", "side", keep_conflicts=True)
     begun.switch("side")
     with pytest.raises(MergeError, match="into 'side'") as caught:
-        begun.continue_merge()
+        begun.merges.resume()
     assert "main and two" in caught.value.hint
-    assert begun.continue_merge("two", resolve="theirs").tree != begun.resolve("main").tree
-    assert [p.state.short for p in begun.merges_under_way()] == ["main"]
+    assert begun.merges.resume("two", resolve="theirs").tree != begun.resolve("main").tree
+    assert [p.request.short for p in begun.merges.all()] == ["main"]
 
 
 def test_a_detached_head(begun):
-    begun.abort_merge()
+    begun.merges.abort()
     begun.switch("main", detach=True)
     with pytest.raises(ConflictError):
         begun.merge("side", keep_conflicts=True)
-    commit = begun.continue_merge(resolve="theirs")
+    commit = begun.merges.resume(resolve="theirs")
     assert begun.head.commit == commit.digest
     assert begun.branches["main"] != commit.digest
 
 
 def test_a_branch_that_has_moved(begun):
-    begun.decide_merge(resolve={"p/a": "theirs", "q": "ours"})
+    begun.merges.decide(resolve={"p/a": "theirs", "q": "ours"})
     start = begun.resolve("main")
     moved = begun.commit({**OURS, "q": W + 9, "n": 1}, "meanwhile")
     with pytest.raises(ConflictError, match="'main' has moved to") as caught:
-        begun.continue_merge(resolve="theirs")
+        begun.merges.resume(resolve="theirs")
     assert start.digest[:8] in caught.value.message
     assert "--replan" in caught.value.hint
-    progress = begun.merge_progress()
+    progress = begun.merges.get()
     assert progress.has_moved
     assert progress.settled == {"p/a": "theirs", "q": "ours"}  # and nothing was added
     with pytest.raises(ConflictError, match="changed 1 leaf differently"):
-        begun.continue_merge(replan=True)
-    commit = begun.continue_merge(resolve="ours")
+        begun.merges.resume(replan=True)
+    commit = begun.merges.resume(resolve="ours")
     assert commit.parents[0] == moved.digest
     np.testing.assert_array_equal(begun.restore()["q"], W + 9)
     np.testing.assert_array_equal(begun.restore()["p"]["a"], W + 3)
@@ -170,27 +170,27 @@ def test_a_branch_that_is_gone(begun):
     begun.switch("side")
     begun.delete_branch("main")
     with pytest.raises(ConflictError, match="'main' has moved and is gone"):
-        begun.continue_merge("main", resolve="ours")
-    begun.abort_merge("main")
+        begun.merges.resume("main", resolve="ours")
+    begun.merges.abort("main")
 
 
 def test_a_process_that_died_after_the_branch_moved(begun, monkeypatch):
-    monkeypatch.setattr(begun.merges, "drop", lambda target: False)
-    commit = begun.continue_merge(resolve="ours")
+    monkeypatch.setattr(begun.kept_merges, "drop", lambda target: False)
+    commit = begun.merges.resume(resolve="ours")
     again = Repository.open(begun.url)
-    assert again.merge_progress() is not None
-    assert again.continue_merge() == commit
-    assert again.merge_progress() is None
+    assert again.merges.get() is not None
+    assert again.merges.resume() == commit
+    assert again.merges.get() is None
 
 
 def test_two_that_go_on_with_one_merge(begun):
     other = Repository.open(begun.url)
-    seen = other.merges.get("refs/heads/main")
-    begun.decide_merge(resolve={"p/a": "ours"})
+    seen = other.kept_merges.get("refs/heads/main")
+    begun.merges.decide(resolve={"p/a": "ours"})
     with pytest.raises(MergeError, match="changed by somebody else"):
-        other.merges.replace(seen, seen)
+        other.kept_merges.replace(seen, seen)
     with pytest.raises(MergeError, match="under way"):
-        other.merges.start(seen)
+        other.kept_merges.start(seen)
 
 
 def test_gc_keeps_what_a_merge_is_of(begun):
@@ -205,8 +205,8 @@ def test_gc_keeps_what_a_merge_is_of(begun):
     assert plan.commits == ()
     fresh = Repository.open(begun.url)
     np.testing.assert_array_equal(fresh.restore(theirs)["p"]["c"], W + 3)
-    fresh.branch("main", fresh.merges.get("refs/heads/main").ours, force=True)
-    fresh.continue_merge("main", resolve="theirs")
+    fresh.branch("main", fresh.kept_merges.get("refs/heads/main").ours, force=True)
+    fresh.merges.resume("main", resolve="theirs")
     assert fresh.fsck().ok
 
 
@@ -214,7 +214,7 @@ def test_prune_spares_what_a_merge_is_of(begun):
     theirs = begun.resolve("side")
     begun.commit(OURS, "further", branch="side")
     assert begun.prune([theirs], "test").spared == (theirs.digest,)
-    begun.abort_merge()
+    begun.merges.abort()
     assert begun.prune([theirs], "test").commits == (theirs.digest,)
 
 
@@ -225,9 +225,9 @@ def test_a_damaged_state_is_found_and_can_be_dropped(begun):
     assert json.loads(data)["names"] == ["main", "side"]
     begun.store.write(key, data.replace(b'"side"', b'"size"', 1))
     with pytest.raises(CorruptionError, match="merges/refs/heads/main is damaged"):
-        begun.continue_merge()
+        begun.merges.resume()
     assert [problem.object for problem in begun.fsck().problems] == ["merges/refs/heads/main"]
-    begun.abort_merge()
+    begun.merges.abort()
     assert begun.fsck().ok
 
 
@@ -242,7 +242,7 @@ def settled(*args):
     sys.stdin.read()
     return outcome
 merging.settle = settled
-repo.continue_merge(resolve="theirs", method="average")
+repo.merges.resume(resolve="theirs", method="average")
 """
 
 
@@ -254,7 +254,7 @@ def test_killed_between_deciding_and_publishing(begun):
     process.communicate()
     again = Repository.open(begun.url)
     assert again.branches == before
-    assert list(again.merge_progress().left) == []
-    commit = again.continue_merge()
+    assert list(again.merges.get().left) == []
+    commit = again.merges.resume()
     assert commit.provenance["rules"] == [["**", "theirs"], ["**", "method"]]
     assert again.fsck().ok

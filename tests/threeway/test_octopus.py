@@ -73,7 +73,7 @@ def test_a_method_merges_the_sides_that_changed_a_leaf(repo):
         {"keep": "theirs", "v": "method", "w": "method"},
         {"keep": [2], "v": [0, 2], "w": [0, 1]},
     )
-    assert repo.remerge(commit).is_same
+    assert repo.merges.rerun(commit).is_same
 
 
 def test_sides_of_conflicts_go_by_their_names(repo):
@@ -160,7 +160,7 @@ def test_branches_that_left_a_line_at_different_commits(repo):
     np.testing.assert_array_equal(merged["v"], W + 2)
     assert merged["x"] == 2
     assert commit.provenance["decisions"] == {"v": "ours", "w": "ours", "x": "side"}
-    assert repo.remerge().is_same
+    assert repo.merges.rerun().is_same
 
 
 def test_criss_cross_histories(repo):
@@ -176,7 +176,7 @@ def test_criss_cross_histories(repo):
     assert [path.partition(":")[0] for path in caught.value.paths] == ["w"]
     repo.merge("one", "two", "three", resolve={"w": "two"})
     assert repo.restore("one") == {"v": 3, "w": 2}
-    assert repo.remerge("one").is_same
+    assert repo.merges.rerun("one").is_same
 
 
 def test_sides_that_bring_nothing_are_left_out(repo):

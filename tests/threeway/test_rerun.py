@@ -52,7 +52,7 @@ def test_the_same_comes_out(fork, name):
         given = {**given, "resolve": {"layer2": "base", "**": "method"}}
     commit = fork.merge("one", "two", **given)
     before = set(fork.store.keys())
-    found = fork.remerge("one")
+    found = fork.merges.rerun("one")
     assert found.is_same
     assert (found.tree, found.differing, found.inputs_differ) == (commit.tree, (), None)
     assert set(fork.store.keys()) == before  # nothing is stored
@@ -75,7 +75,7 @@ def test_what_is_not_so_is_found_out(fork):
     claimed["weights"] = [3, 1]
     tree = fork.restore("one")
     forged = fork.commit(tree, "forged", branch="one", provenance=claimed)
-    found = fork.remerge(forged)
+    found = fork.merges.rerun(forged)
     assert not found.is_same
     assert found.differing == ("layer0", "layer1", "layer2")
     assert found.tree != commit.tree
@@ -85,16 +85,16 @@ def test_what_is_not_so_is_found_out(fork):
 
 def test_commits_that_are_no_merges_or_do_not_say_how(fork):
     with pytest.raises(MergeError, match="records no merge"):
-        fork.remerge("one")
+        fork.merges.rerun("one")
     commit = fork.merge("one", "two", method="average")
     lacking = {name: value for name, value in commit.provenance.items() if name != "rules"}
     former = fork.commit(numbers(9), "old", branch="one", provenance=lacking)
     with pytest.raises(MergeError, match="does not record its rules"):
-        fork.remerge(former)
+        fork.merges.rerun(former)
     wrong = {**commit.provenance, "method": None}
     former = fork.commit(numbers(8), "wrong", branch="one", provenance=wrong)
     with pytest.raises(MergeError, match="does not settle its 4 conflicts"):
-        fork.remerge(former)
+        fork.merges.rerun(former)
 
 
 def test_data_that_were_pruned(fork):
@@ -103,7 +103,7 @@ def test_data_that_were_pruned(fork):
     fork.commit(numbers(5), "further", branch="two")
     fork.prune([old], "test")
     with pytest.raises(PrunedError):
-        fork.remerge("one")
+        fork.merges.rerun("one")
 
 
 def test_merges_of_whole_models(fork, tmp_path):
@@ -112,10 +112,10 @@ def test_merges_of_whole_models(fork, tmp_path):
     commit = fork.merge_models(
         ["one", "two"], merging.dare_linear(), base="main", key=jax.random.key(1), weights=[1, 2]
     )
-    assert fork.remerge(commit).is_same
+    assert fork.merges.rerun(commit).is_same
     commit = fork.merge_models(["one", str(file)], "average", dtype="float16")
-    found = fork.remerge(commit)
+    found = fork.merges.rerun(commit)
     assert found.is_same
     assert "files may have changed" in found.inputs_differ
     formats.write(file, numbers(5))
-    assert len(fork.remerge(commit).differing) == 3
+    assert len(fork.merges.rerun(commit).differing) == 3

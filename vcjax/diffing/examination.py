@@ -1,6 +1,6 @@
 """The whole of a diff: matching, figures, what was kept, and what two sides did to a base."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ def examine(
     old: Side,
     new: Side,
     stats: Stats = True,
-    paths: list[str] | None = None,
+    paths: str | Sequence[str] | None = None,
     limit: int = BATCH_BYTES,
 ) -> TreeDiff:
     """What changed from one side to another.

@@ -17,7 +17,7 @@ def examine_sides(
     theirs: Side,
     base: Side,
     stats: Stats = True,
-    paths: list[str] | None = None,
+    paths: str | Sequence[str] | None = None,
     limit: int = BATCH_BYTES,
 ) -> TreeDiff:
     """The diff from one side to the other, with `TreeDiff.three_way`.

@@ -23,7 +23,7 @@ also (see `spectrum`): singular_values, effective_rank, energy, spectral_norm, h
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +145,7 @@ class TreeDiff:
         """The changes that have one of these statuses."""
         return tuple(change for change in self.changes if change.status in statuses)
 
-    def matching(self, globs: list[str] | str | None) -> "TreeDiff":
+    def matching(self, globs: str | Sequence[str] | None) -> "TreeDiff":
         """The part of the diff whose leaf paths match any of `globs`; all of it for None.
 
         Raises:

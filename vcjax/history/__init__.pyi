@@ -7,13 +7,14 @@ from .blamed_leaf import BlamedLeaf as BlamedLeaf
 from .blamed_leaf import blame as blame
 from .commit import Change as Change
 from .commit import Commit as Commit
+from .commit import Details as Details
 from .database import History as History
+from .kept_merges import KeptMerges as KeptMerges
 from .manifest import LeafEntry as LeafEntry
 from .manifest import Manifest as Manifest
 from .manifest import Packed as Packed
 from .manifest_changes import StoredTrees as StoredTrees
-from .merge_state import MergeState as MergeState
-from .merge_state import MergeStates as MergeStates
+from .merge_request import MergeRequest as MergeRequest
 from .metadata import checked_metadata as checked_metadata
 from .metadata import checked_metrics as checked_metrics
 from .pruned import Pruning as Pruning

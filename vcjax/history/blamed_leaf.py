@@ -1,7 +1,7 @@
 """Blame: which commit last changed each leaf, or chunk, from manifests alone."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def blame(
     lookup: Lookup,
     trees: Trees,
     chunks: bool = False,
-    paths: list[str] | str | None = None,
+    paths: str | Sequence[str] | None = None,
 ) -> list[BlamedLeaf]:
     """The commit that last changed each leaf of a commit, in tree order.
 

@@ -1,6 +1,7 @@
 """Commits: a manifest, its parents, and who, when, why and how good."""
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,9 +9,9 @@ from typing import Any
 from vcjax.errors import CorruptionError
 from vcjax.hashing import digest_bytes
 from vcjax.history import Manifest, canonical
+from vcjax.history.metadata import checked_metadata, checked_metrics
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 _TYPES: dict[str, Any] = {
     "manifest": bytes,
@@ -152,16 +153,53 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a commit records, apart from its place in history.
+class Details:
+    """What a commit says besides its tree and its place in history.
 
     Attributes:
-        manifest: the tree, with all leaves stored.
         message: why.
         author: "Name <address>".
         metadata: JSON types.
         metrics: {name: number}.
         provenance: how the tree was derived, or None.
+    """
+
+    message: str
+    author: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        message: str,
+        author: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> "Details":
+        """What a user said, as a commit can record it; the author is this user by default.
+
+        Raises:
+            VcjaxError: something that JSON cannot hold, or a metric that is no number.
+        """
+        return cls(
+            message,
+            author or default_author(),
+            checked_metadata(dict(metadata or {})),
+            checked_metrics(metrics),
+            checked_metadata(provenance, "provenance"),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be committed.
+
+    Attributes:
+        manifest: the tree, with all leaves stored.
+        details: what the commit says of it.
         rebase: whether what only others have changed meanwhile is taken over.
         extra_parents: further parents, for merges.
         staged_on: the commit, then the tip of the branch, whose leaves the manifest
@@ -170,11 +208,7 @@ class Change:
     """
 
     manifest: Manifest
-    message: str
-    author: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    provenance: dict[str, Any] | None = None
+    details: Details
     rebase: bool = True
     extra_parents: tuple[str, ...] = ()
     staged_on: str | None = None

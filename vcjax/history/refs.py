@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from vcjax.errors import CorruptionError, RefError
 from vcjax.history.ref import Head, Ref, decode_detached, new_ref
 from vcjax.history.reflog import RefReader
-from vcjax.history.refnames import HEAD
+from vcjax.history.refnames import HEAD, HEADS, set_command
 from vcjax.storage import Versioned
 
 
@@ -98,7 +98,9 @@ class Refs(RefReader):
             RefError: there is no such ref, its log does not go back that far, or
                 somebody was faster.
         """
-        current = self.require(name)
+        current = self.get(name)
+        if current is None:
+            raise self._gone(name)
         states = {state.sequence: state for state in self._states(name)}
         undone = current
         while undone.restores is not None:
@@ -113,6 +115,15 @@ class Refs(RefReader):
         if not self.delete(name, current):
             self._won(name, None)
         return None
+
+    def _gone(self, name: str) -> RefError:
+        """What is to be said of a ref that is not there."""
+        self.refuse_lost(name)
+        short, former = name.removeprefix(HEADS), self.log(name)
+        hint = "make one with `vcjax commit FILE` or `repo.commit(tree, message)`"
+        if former:
+            hint = f"{set_command(short, former[0].commit)} makes it anew where it was"
+        return RefError(f"branch {short!r} has no commit, so nothing to undo", hint=hint)
 
     @staticmethod
     def _won(name: str, ref: Ref | None) -> Ref:

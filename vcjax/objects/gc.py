@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vcjax.history import History, MergeStates, Prunings, Refs
+from vcjax.history import History, KeptMerges, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.header import ArrayHeader
@@ -71,7 +71,7 @@ def plan_gc(
             a damaged repository, since what looks dead may not be.
     """
     now = time.time()
-    merges = MergeStates(objects.store)
+    merges = KeptMerges(objects.store)
     tips = tips_of(refs, merges, reflog)
     pruned = prunings.all()
     referenced = live_of(history, objects, tips, pruned)
@@ -136,7 +136,7 @@ def sweep(
 
     What came to be referenced since the plan was made is spared.
     """
-    tips = tips_of(refs, MergeStates(objects.store), plan.reflog)
+    tips = tips_of(refs, KeptMerges(objects.store), plan.reflog)
     live = live_of(history, objects, tips, prunings.all())
     for name in refs.logged_names():
         refs.forget(name, time.time() - plan.reflog)

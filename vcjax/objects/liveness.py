@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcjax.history import Commit, Head, History, MergeStates, Ref, Refs
+from vcjax.history import Commit, Head, History, KeptMerges, Ref, Refs
 from vcjax.objects.layout import leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
 
@@ -22,7 +22,7 @@ def commits_of(states: RefStates) -> set[str]:
     return {state.commit for state in states.values() if state.commit}
 
 
-def tips_of(refs: Refs, merges: MergeStates, reflog_seconds: float) -> frozenset[str]:
+def tips_of(refs: Refs, merges: KeptMerges, reflog_seconds: float) -> frozenset[str]:
     """Commits that refs point to, or pointed to within the age of the log, or being merged."""
     tips = commits_of(present(refs)) | merges.commits()
     for name in refs.logged_names():

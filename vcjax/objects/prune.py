@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vcjax.history import History, MergeStates, Prunings, Refs, canonical
+from vcjax.history import History, KeptMerges, Prunings, Refs, canonical
 from vcjax.objects.gc import REFLOG_SECONDS, GcPlan, delete_object
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.objects.liveness import RefStates, ancestors, commits_of, objects_of, present
@@ -40,7 +40,7 @@ class Pruner:
 
     def __init__(self, refs: Refs, history: History, prunings: Prunings, objects: ObjectStore):
         self._refs, self._history = refs, history
-        self._merges = MergeStates(objects.store)
+        self._merges = KeptMerges(objects.store)
         self._prunings, self._objects = prunings, objects
         self._lock = threading.Lock()
         self._states: set[str] = set()  # keys of the log that were read

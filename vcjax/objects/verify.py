@@ -7,7 +7,7 @@ from typing import Any
 
 from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
-from vcjax.history import Commit, History, LeafEntry, Manifest, MergeStates, Prunings, Refs
+from vcjax.history import Commit, History, KeptMerges, LeafEntry, Manifest, Prunings, Refs
 from vcjax.history.refnames import HEAD, HEADS
 from vcjax.objects.header import ArrayHeader
 from vcjax.objects.layout import leaf_key
@@ -89,7 +89,7 @@ def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore)
     for digest in sorted(pruned):
         report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
     tips = _check_refs(report, refs)
-    merges = MergeStates(objects.store)
+    merges = KeptMerges(objects.store)
     for target in merges.targets():
         state = report.check(f"merges/{target}", lambda target=target: merges.get(target))
         tips.update(state.commits if state else ())

@@ -150,7 +150,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
 
     def _at(self, directory: AnyPath) -> Repository:
         repo = Repository.open(directory, local=self._local)
-        repo.process_timeout_s = self._timeout_s
+        repo.processes.timeout = self._timeout_s
         return repo
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], save: bool) -> Any:

@@ -1,28 +1,25 @@
-"""Agreeing: what the processes that use a repository together must decide alike."""
+"""The processes that use one repository together, and what they must decide alike."""
 
 from collections.abc import Callable
 from typing import Any
 
-from vcjax.repo.reader import Reader
-from vcjax.repo.settings import Settings
-from vcjax.storage import Store
+TIMEOUT_SECONDS = 60.0
 
 
-class Participant(Reader):
-    """The part of `Repository` that speaks to the other processes of the same program.
+class Group:
+    """The processes of one program (`jax.distributed`) at one repository; `repo.processes`.
 
     Attributes:
         local: whether this process uses the repository alone, though JAX runs several.
-        process_timeout_s: how long another process of the same program may give no
-            sign of life before it is taken for dead, seconds. One that is alive may
-            come to a commit later than the others by five times that.
+        timeout: how long another process may give no sign of life before it is taken
+            for dead, seconds. One that is alive may come to a commit later than the
+            others by five times that.
     """
 
-    process_timeout_s: float = 60.0
-
-    def __init__(self, store: Store, settings: Settings, local: bool = False):
-        super().__init__(store, settings)
+    def __init__(self, url: str, local: bool = False):
+        self._url = url
         self.local = local
+        self.timeout = TIMEOUT_SECONDS
 
     @property
     def is_shared(self) -> bool:
@@ -31,7 +28,7 @@ class Participant(Reader):
             return False
         from vcjax.processes.conversation import several
 
-        return several(self.url)
+        return several(self._url)
 
     def agree(
         self,
@@ -51,15 +48,15 @@ class Participant(Reader):
         Raises:
             VcjaxError: whatever `find` raised.
             ProcessError: `bring` failed on another process, or one was not heard of
-                for `process_timeout_s`.
+                for `timeout`.
         """
         if not self.is_shared:
             return find() if bring is None else find([bring()])
         from vcjax.processes.conversation import agree
 
         if bring is None:
-            return agree(self.url, self.process_timeout_s, lambda _: find(), lambda: None)
-        return agree(self.url, self.process_timeout_s, find, bring)
+            return agree(self._url, self.timeout, lambda _: find(), _nothing)
+        return agree(self._url, self.timeout, find, bring)
 
     def decline(self, error: BaseException) -> None:
         """Tells the other processes that this one cannot take part in what they do next.
@@ -71,4 +68,8 @@ class Participant(Reader):
         if self.is_shared:
             from vcjax.processes.conversation import Conversation
 
-            Conversation(self.url, self.process_timeout_s).fail(error)
+            Conversation(self._url, self.timeout).fail(error)
+
+
+def _nothing() -> None:
+    """What processes bring that are not asked for anything."""

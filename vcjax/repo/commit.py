@@ -1,8 +1,8 @@
-"""Committing: stage a tree, record it, move the ref; rebase when somebody was faster."""
+"""Recording a change and moving its ref; rebasing it when somebody was faster."""
 
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from vcjax import threeway
 from vcjax.errors import ConflictError, VcjaxError
 from vcjax.history import Commit, History, Manifest, Prunings, Ref, Refs
 from vcjax.history.commit import Change
+from vcjax.repo.base import Base
 from vcjax.threeway.plan import digest_lookup
 
 if TYPE_CHECKING:
@@ -17,21 +18,6 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 1000
 """Lost races in a row before giving up; each one means that somebody else succeeded."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a writer's tree is based on.
-
-    Attributes:
-        commit: digest of the branch's commit that the writer knows; None on an
-            unborn branch.
-        manifest: the tree as the *writer* had it then. It differs from the
-            commit's where that was rebased onto somebody else's changes.
-    """
-
-    commit: str | None
-    manifest: Manifest | None
 
 
 class StagedOnPrunedError(VcjaxError):
@@ -56,12 +42,12 @@ class Committer:
                 manifest=manifest.digest,
                 tree=manifest.tree_digest,
                 parents=parents,
-                author=change.author,
+                author=change.details.author,
                 time=datetime.now(UTC),
-                message=change.message,
-                metadata=change.metadata,
-                metrics=change.metrics,
-                provenance=change.provenance,
+                message=change.details.message,
+                metadata=change.details.metadata,
+                metrics=change.details.metrics,
+                provenance=change.details.provenance,
                 generation=1 + max(generations, default=0),
                 leaves=len(manifest.leaves),
                 nbytes=manifest.nbytes,

@@ -18,7 +18,7 @@ def compare(
     new: Manifest,
     objects: ObjectStore,
     stats: Any = True,
-    paths: list[str] | None = None,
+    paths: str | Sequence[str] | None = None,
     base: Manifest | None = None,
 ) -> diffing.TreeDiff:
     """What changed between two manifests; see `Repository.diff`.

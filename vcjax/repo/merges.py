@@ -1,172 +1,211 @@
-"""Merging in a repository: two lines of development, or whole models."""
+"""`repo.merges`: merging by history, now or in several sittings, and merging again."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from vcjax import history, merging
 from vcjax.errors import ConflictError, MergeError, RefError, listing
-from vcjax.history import Commit, Manifest, MergeState, checked_metadata
-from vcjax.history.commit import Change, default_author
+from vcjax.history import Commit, Manifest, MergeRequest
+from vcjax.history.commit import Change, Details
 from vcjax.history.refnames import HEAD, HEADS, check_name
-from vcjax.repo.commit import Base
+from vcjax.repo.reader import Reader, name_of
 from vcjax.repo.writer import Writer
-from vcjax.streaming.destination import StoreOutput
-from vcjax.streaming.merge import Merge, as_root
 
 if TYPE_CHECKING:
+    import jax
+    from numpy.typing import ArrayLike
+
     from vcjax.merging import MergeMethod
-    from vcjax.streaming.model import Model
+    from vcjax.streaming import Model
+    from vcjax.threeway import Decision
     from vcjax.threeway.progress import MergeProgress
-    from vcjax.threeway.request import MergeRequest
+    from vcjax.threeway.request import Decisions
     from vcjax.threeway.rerun import Rerun
-    from vcjax.threeway.rules import Rules
+    from vcjax.threeway.settle import Settled
 
 HINT = "the merge is kept: `vcjax merge --continue` goes on, `vcjax merge --abort` drops it"
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were read so far, and of all."""
 
-class Merger(Writer):
-    """The part of `Repository` that merges."""
 
-    def merge(
+class WholeMergeOptions(TypedDict, total=False):
+    """What may be said of a merge of whole models; see `Merges.whole`."""
+
+    base: "Model | str | os.PathLike[str] | Commit | None"
+    weights: "Mapping[str, ArrayLike] | ArrayLike | None"
+    key: "int | jax.Array | None"
+    dtype: str | None
+    branch: str | None
+    message: str | None
+    author: str | None
+    metadata: Mapping[str, Any] | None
+    metrics: Mapping[str, Any] | None
+    progress: Progress | None
+
+
+class Merges:
+    """Merging lines of development of a repository.
+
+    A merge that has conflicts left may be kept: its `MergeRequest` is taken down, decisions
+    are added to it (`decide`), and it goes on (`resume`) or is dropped (`abort`). At the most
+    one is under way into each branch, and the branch does not move before it is done.
+
+    Args:
+        repo: the repository.
+        writer: what commits to it.
+    """
+
+    def __init__(self, repo: Reader, writer: Writer):
+        self._repo = repo
+        self._writer = writer
+        self._kept = repo.kept_merges
+
+    def start(
         self,
-        ours: str | Commit,
-        *theirs: str | Commit,
-        method: "MergeMethod | str | Mapping[str, Any] | None" = None,
-        resolve: "Rules | None" = None,
-        message: str | None = None,
+        *revisions: str | Commit,
         branch: str | None = None,
         metadata: Mapping[str, Any] | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        author: str | None = None,
-        weights: Any = None,
-        key: Any = None,
         keep_conflicts: bool = False,
-        progress: "Callable[[int, int], None] | None" = None,
+        progress: Progress | None = None,
+        **decisions: Unpack["Decisions"],
     ) -> Commit:
-        """Merges by history: what one side changed is taken, what several changed is settled.
+        """Begins a merge, and carries it out if nothing is left to decide.
 
-        Args:
-            ours: a revision. If it is a branch, that branch moves to the result.
-            theirs: one or more other revisions. With only one revision given at all,
-                that is merged into `HEAD`.
-            method: a merge method (`vcjax.merging`) for the leaves that several changed:
-                `average()`, its name, or its {"name": …, "parameters": …}. It merges
-                those sides alone that changed the leaf.
-            resolve: a side ("ours", "theirs", "base") for all conflicts, or
-                {leaf path glob: side}; goes before `method`. Of more than two sides, all
-                but "ours" are called by their revisions as given. "method" leaves a leaf
-                to `method`.
-            message: of the commit.
-            branch: the branch that moves, if not `ours`. It must be at `ours`.
-            metadata: JSON types. metrics: {name: number}. author: as for `commit`.
-            weights: one number per side, for the method. key: for random methods.
-            keep_conflicts: take down the merge if conflicts are left, so that
-                `continue_merge` can settle them later. The branch does not move.
-            progress: called with the bytes that were read for the method, and of all.
-
-        Leaves are merged one by one (`vcjax.streaming.executor`); if the process is killed,
-        the same merge goes on where it was.
-
-        Returns:
-            The merge commit; the other side itself if it merely continues `ours`, and
-            `ours` if it contains all others already. Its provenance records the
-            method, its parameters, the inputs and every decision.
-
-        Raises:
-            ConflictError: conflicts are left that nothing settles; names every path.
-            RefError: `ours` is no branch and none is given.
-            MergeError: `method` is no merge method, or cannot be applied; or a merge
-                into the branch is under way.
+        See `Repository.merge`, which is this.
         """
-        from vcjax.merging.config import as_method
-        from vcjax.threeway.progress import state_of
-        from vcjax.threeway.request import MergeRequest
+        from vcjax.threeway.request import asked
 
-        method = as_method(method)
-        sides: list[str | Commit] = [ours, *theirs] if theirs else ["HEAD", ours]
-        name = self._merge_target(sides[0], branch)
-        self.merges.refuse(name or HEAD)
-        self._settle(name)
-        request = MergeRequest(
-            sides=tuple(map(self.resolve, sides)),
-            names=tuple(map(_label, sides)),
-            method=method,
-            resolve=resolve,
-            weights=weights,
-            key=key,
-            message=message,
-            author=author or default_author(),
-            metadata=history.checked_metadata(dict(metadata or {})),
-            metrics=history.checked_metrics(metrics),
-            progress=progress,
-        )
-        state = state_of(request, name or HEAD) if keep_conflicts else None
-        return self._merged(name, request, state and partial(self.merges.start, state))
-
-    def _merged(
-        self, name: str | None, request: "MergeRequest", keep: Callable[[], None] | None = None
-    ) -> Commit:
-        """Merges, and moves the branch; if there are conflicts left, keeps them first."""
-        from vcjax.threeway.settle import merge_commits
-
-        ours = request.sides[0]
+        sides = revisions if len(revisions) > 1 else ("HEAD", *revisions)
+        if len(sides) < 2:
+            raise MergeError("there is nothing to merge", hint="give at least one revision")
+        name = self._target(sides[0], branch)
+        self._kept.refuse(name or HEAD)
+        self._writer.settle(name)
+        commits, names = [self._repo.resolve(side) for side in sides], map(name_of, sides)
+        request = asked(name or HEAD, commits, tuple(names), decisions, metadata)
         try:
-            outcome = merge_commits(request, self.history, self.objects)
+            return self._carry_out(request, progress)
         except ConflictError as error:
-            if keep is not None:
-                keep()
+            if keep_conflicts:
+                self._kept.start(request)
                 error.hint = "; ".join(filter(None, [error.hint, HINT]))
             raise
-        if isinstance(outcome, Commit):
-            if outcome.digest != ours.digest:
-                self._fast_forward(name, ours, outcome)
-            return outcome
-        base = Base(ours.digest, self.history.manifest_of(ours))
-        commit = self._publish(name, outcome, base)
-        for stored in request.stored:
-            stored.forget()
-        return commit
 
-    def remerge(
-        self,
-        revision: str | Commit = "HEAD",
-        progress: "Callable[[int, int], None] | None" = None,
-    ) -> "Rerun":
-        """Merges again what a merge commit says that it was merged from, and compares.
-
-        Nothing is stored. Inputs, method, parameters, weights, key and rules are those
-        of the commit's provenance.
+    def get(self, branch: str | None = None) -> "MergeProgress | None":
+        """Where the merge under way into a branch stands; None if there is none.
 
         Args:
-            revision: a merge commit.
-            progress: as for `merge`.
+            branch: its name; the current one by default.
+        """
+        request = self._kept.get(self._writer.bases.target(branch) or HEAD)
+        return None if request is None else self._progress_of(request)
+
+    def all(self) -> "list[MergeProgress]":
+        """Where all merges under way stand, by branch."""
+        return [self._progress_of(request) for request in self._kept.all()]
+
+    def _progress_of(self, request: MergeRequest) -> "MergeProgress":
+        from vcjax.threeway.progress import progress_of
+
+        return progress_of(request, self._repo.history, self._repo.refs.get(request.target))
+
+    def decide(self, branch: str | None = None, **decisions: Unpack["Decisions"]) -> MergeRequest:
+        """Takes down decisions about a merge under way, and does not go on with it yet.
+
+        Args:
+            branch: which merge: that into this branch; the current one by default.
+            decisions: as for `Repository.merge`. Rules for paths go before those given
+                before; a side for all conflicts is about those that are left; a method
+                goes in the place of the one given before.
 
         Raises:
-            MergeError: the commit does not say how it was merged.
-            PrunedError: the data of an input were let go.
+            MergeError: no merge is under way, it has no such side, or somebody else
+                has gone on with it meanwhile.
         """
-        from vcjax.threeway.rerun import rerun
+        former = self._under_way(branch)
+        return self._decided(former, former, decisions)
 
-        return rerun(self, self.resolve(revision), progress)
-
-    def merge_models(
+    def resume(
         self,
-        models: "Sequence[Model | str | os.PathLike[str]]",
+        branch: str | None = None,
+        *,
+        replan: bool = False,
+        progress: Progress | None = None,
+        **decisions: Unpack["Decisions"],
+    ) -> Commit:
+        """Goes on with a merge that was kept.
+
+        What is decided is added to what was decided before, and taken down at once.
+
+        Args:
+            branch: which merge: that into this branch; the current one by default.
+            replan: if the branch has moved since, merge into what it is at now, with
+                all that was decided.
+            progress: as for `Repository.merge`.
+            decisions: as for `decide`.
+
+        Returns:
+            The commit, as `Repository.merge` does.
+
+        Raises:
+            ConflictError: conflicts are left still, or the branch has moved.
+            MergeError: no merge is under way, or as for `Repository.merge`; then nothing
+                is added.
+        """
+        from vcjax.threeway.progress import check_unmoved, is_done
+
+        self._writer.settle(self._writer.bases.target(branch))
+        former = self._under_way(branch)
+        ref = self._repo.refs.get(former.target)
+        tip = ref.commit if ref else None
+        if is_done(former, tip, self._repo.history):
+            assert tip is not None
+            self._kept.drop(former.target)
+            return self._repo.history.commit(tip)
+        if not (replan and tip):
+            check_unmoved(former, tip)
+        request = self._decided(former, replace(former, ours=tip or former.ours), decisions)
+        try:
+            commit = self._carry_out(request, progress)
+        except ConflictError as error:
+            error.hint = "; ".join(filter(None, [error.hint, HINT]))
+            raise
+        except MergeError:
+            if request != former:
+                self._kept.replace(request, former)
+            raise
+        self._kept.drop(request.target)
+        return commit
+
+    def abort(self, branch: str | None = None) -> None:
+        """Drops the merge under way into a branch. That is where it was.
+
+        Args:
+            branch: its name; the current one by default.
+
+        Raises:
+            MergeError: no merge is under way.
+        """
+        if not self._kept.drop(self._writer.bases.target(branch) or HEAD):
+            self._under_way(branch)
+
+    def whole(
+        self,
+        models: "Sequence[Model | str | os.PathLike[str] | Commit]",
         method: "MergeMethod | str | Mapping[str, Any]",
         *,
-        base: "Model | str | os.PathLike[str] | None" = None,
-        weights: Any = None,
-        key: Any = None,
+        base: "Model | str | os.PathLike[str] | Commit | None" = None,
+        weights: "Mapping[str, ArrayLike] | ArrayLike | None" = None,
+        key: "int | jax.Array | None" = None,
         dtype: str | None = None,
-        message: str | None = None,
         branch: str | None = None,
+        message: str | None = None,
+        author: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
-        author: str | None = None,
-        progress: "Callable[[int, int], None] | None" = None,
+        progress: Progress | None = None,
     ) -> Commit:
         """Merges N whole models, without history, and commits the result.
 
@@ -176,14 +215,16 @@ class Merger(Writer):
         Args:
             models: in any mix: revisions, paths of checkpoint files, folders of
                 safetensors, what `vcjax.streaming.model` makes.
-            method: see `merge`.
+            method: see `Repository.merge`.
             base: what the models come from, for methods that need it.
             weights: one number per model, or {leaf path glob: numbers}.
             key: PRNG key or int, for random methods.
             dtype: name, of the merged leaves; the first model's by default.
-            message: of the commit.
             branch: to commit to; the current one by default.
-            metadata: JSON types. metrics: {name: number}. author: as for `commit`.
+            message: of the commit.
+            author: as for `Repository.commit`.
+            metadata: JSON types.
+            metrics: {name: number}.
             progress: called with the bytes read so far, and of all.
 
         Returns:
@@ -193,288 +234,136 @@ class Merger(Writer):
         Raises:
             StructureError: the models differ in leaf paths or shapes.
             MergeError: the method cannot be applied.
-
-        Example:
-            >>> repo.merge_models(["main", "other.safetensors"], "average")  # doctest: +SKIP
         """
         from vcjax.merging.config import as_method
-        from vcjax.streaming.merge import Merge, to_store
+        from vcjax.streaming.merge import Merge, as_root, to_store
 
-        name = self._target_name(branch)
-        self._settle(name)
+        name = self._writer.bases.target(branch)
+        self._writer.settle(name)
+        inputs = tuple(map(self._repo.model, models))
+        origin = None if base is None else self._repo.model(base)
         chosen = as_method(method)
         assert chosen is not None
-        merge = Merge(
-            tuple(self.model(model) for model in models),
-            chosen,
-            None if base is None else self.model(base),
-            weights,
-            key,
-            dtype,
+        merge = Merge(inputs, chosen, origin, weights, key, dtype)
+        details = Details.checked(
+            message or merge.message, author, metadata, metrics, merge.provenance()
         )
-        stored = to_store(merge, self.objects, progress)
-        details = history.checked_metadata(dict(metadata or {})), history.checked_metrics(metrics)
-        change = change_of(merge, stored, message, author or default_author(), *details)
-        self.refresh(branch)  # what is merged is whole, and follows whatever is there
-        commit = self._publish(name, change, self._base(name))
+        stored = to_store(merge, self._repo.objects, progress)
+        manifest = Manifest(as_root(inputs[0], stored.finish()))
+        self._writer.bases.forget(name)  # what is merged is whole, and follows whatever is there
+        change = Change(manifest, details, reason="merge")
+        commit = self._writer.publish(name, change, self._writer.bases.of(name))
         stored.forget()
         return commit
 
-    def _merge_target(self, ours: str | Commit, branch: str | None) -> str | None:
-        """Full name of the branch that a merge moves; None for a detached `HEAD`."""
-        if branch is not None:
-            return self.refs.require(HEADS + check_name(branch)).name
-        if isinstance(ours, str):
-            if ours in ("HEAD", "@"):
-                return None if self.head.branch is None else HEADS + self.head.branch
-            name = self.resolver.ref_name(ours)
-            if name is not None and name.startswith(HEADS):
-                return name
-        raise RefError(
-            f"{_label(ours)} is no branch, so nothing would point to the result",
-            hint="say which branch moves with branch= (--branch), or make one at it first",
-        )
+    def rerun(self, revision: str | Commit = "HEAD", progress: Progress | None = None) -> "Rerun":
+        """Merges again what a merge commit says that it was merged from, and compares.
 
-    def _fast_forward(self, name: str | None, ours: Commit, theirs: Commit) -> None:
-        name = name or HEAD
-        ref = self.refs.get(name)
-        reason = f"merge: fast-forward to {theirs.digest[:8]}"
-        known = ref is not None and ref.commit == ours.digest
-        if not known or not self.refs.set(name, theirs.digest, reason, ref):
-            short = name.removeprefix(HEADS)
-            raise ConflictError(f"{short!r} has moved meanwhile", hint="merge again")
-        self._bases.pop(name, None)
-
-
-def _label(revision: str | Commit) -> str:
-    return revision if isinstance(revision, str) else revision.digest[:8]
-
-
-def change_of(
-    merge: Merge,
-    stored: StoreOutput,
-    message: str | None,
-    author: str,
-    metadata: dict[str, Any],
-    metrics: dict[str, float],
-) -> Change:
-    """What a commit of the merged model records."""
-    names = [model.name for model in merge.models]
-    return Change(
-        manifest=Manifest(as_root(merge.models[0], stored.finish())),
-        message=message or f"Merge {len(names)} models by {merge.method.name}: {', '.join(names)}",
-        author=author,
-        metadata=metadata,
-        metrics=metrics,
-        provenance=checked_metadata(merge.provenance(), "provenance"),
-        reason="merge",
-    )
-
-
-class Resumer(Merger):
-    """The part of `Repository` that goes on with merges under way."""
-
-    def merge_progress(self, branch: str | None = None) -> "MergeProgress | None":
-        """Where the merge under way into a branch stands; None if there is none.
+        Nothing is stored. Inputs, method, parameters, weights, key and rules are those
+        of the commit's provenance.
 
         Args:
-            branch: its name; the current one by default.
-        """
-        from vcjax.threeway.progress import progress_of
-
-        target = self._target_name(branch) or HEAD
-        state = self.merges.get(target)
-        return None if state is None else progress_of(state, self.history, self.refs.get(target))
-
-    def merges_under_way(self) -> "list[MergeProgress]":
-        """Where all merges under way stand, by branch."""
-        from vcjax.threeway.progress import progress_of
-
-        return [
-            progress_of(state, self.history, self.refs.get(state.target))
-            for state in self.merges.all()
-        ]
-
-    def continue_merge(
-        self,
-        branch: str | None = None,
-        *,
-        method: "MergeMethod | str | Mapping[str, Any] | None" = None,
-        resolve: "Rules | None" = None,
-        message: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        author: str | None = None,
-        weights: Any = None,
-        key: Any = None,
-        replan: bool = False,
-        progress: "Callable[[int, int], None] | None" = None,
-    ) -> Commit:
-        """Goes on with a merge that `merge(…, keep_conflicts=True)` took down.
-
-        What is decided is added to what was decided before, and taken down at once.
-
-        Args:
-            branch: which merge: that into this branch; the current one by default.
-            method: as for `merge`; goes in place of the one given before.
-            resolve: as for `merge`. Rules for paths go before those given before; a side
-                for all conflicts is about those that are left.
-            message: of the commit. metrics: likewise. author: likewise.
-            weights: for the method. key: likewise.
-            replan: if the branch has moved since, merge into what it is at now, with
-                all that was decided.
-            progress: as for `merge`.
-
-        Returns:
-            The commit, as `merge` does.
+            revision: a merge commit.
+            progress: as for `Repository.merge`.
 
         Raises:
-            ConflictError: conflicts are left still, or the branch has moved.
-            MergeError: no merge is under way, or as for `merge`; then nothing is added.
+            MergeError: the commit does not say how it was merged.
+            PrunedError: the data of an input were let go.
         """
-        from vcjax.threeway.progress import check_unmoved, is_done
+        from vcjax.threeway.rerun import rerun
 
-        name = self._target_name(branch)
-        self._settle(name)
-        former = self._state(name)
-        ref = self.refs.get(name or HEAD)
-        tip = ref.commit if ref else None
-        if is_done(former, tip, self.history):
-            assert tip is not None
-            self.merges.drop(former.target)
-            return self.history.commit(tip)
-        if not (replan and tip):
-            check_unmoved(former, tip)
-        state = self._decide(
-            former,
-            replace(former, ours=tip or former.ours),
-            method=method,
-            resolve=resolve,
-            message=message,
-            metrics=metrics,
-            author=author,
-            weights=weights,
-            key=key,
-        )
-        try:
-            commit = self._merged(name, self._request_of(state, progress), lambda: None)
-        except MergeError:
-            if state != former:
-                self.merges.replace(state, former)
-            raise
-        self.merges.drop(state.target)
-        return commit
+        return rerun(self._repo, self._repo.resolve(revision), progress)
 
-    def decide_merge(
-        self,
-        branch: str | None = None,
-        *,
-        method: "MergeMethod | str | Mapping[str, Any] | None" = None,
-        resolve: "Rules | None" = None,
-        message: str | None = None,
-        metrics: Mapping[str, Any] | None = None,
-        author: str | None = None,
-        weights: Any = None,
-        key: Any = None,
-    ) -> MergeState:
-        """Takes down decisions about a merge under way, and does not go on with it yet.
-
-        Args are as for `continue_merge`.
+    def _under_way(self, branch: str | None) -> MergeRequest:
+        """The merge under way into a branch.
 
         Raises:
-            MergeError: no merge is under way, or it has no such side.
+            MergeError: there is none.
         """
-        former = self._state(self._target_name(branch))
-        return self._decide(
-            former,
-            former,
-            method=method,
-            resolve=resolve,
-            message=message,
-            metrics=metrics,
-            author=author,
-            weights=weights,
-            key=key,
-        )
+        name = self._writer.bases.target(branch) or HEAD
+        request = self._kept.get(name)
+        if request is None:
+            others = [other.short for other in self._kept.all()]
+            raise MergeError(
+                f"no merge into {name.removeprefix(HEADS)!r} is under way",
+                hint=f"one into {listing(others)} is: say --branch={others[0]}"
+                if others
+                else "`vcjax merge [A] B` begins one",
+            )
+        return request
 
-    def _decide(
-        self,
-        former: MergeState,
-        planned: MergeState,
-        *,
-        method: Any,
-        resolve: "Rules | None",
-        weights: Any,
-        key: Any,
-        message: str | None,
-        metrics: Mapping[str, Any] | None,
-        author: str | None,
-    ) -> MergeState:
+    def _decided(
+        self, former: MergeRequest, planned: MergeRequest, decisions: "Decisions"
+    ) -> MergeRequest:
         """Takes down decisions.
 
         Args:
             former: what is noted now.
             planned: the same, perhaps into another commit; with these decisions it is noted.
+            decisions: what is added.
         """
-        from vcjax.merging.config import as_method, record_of_key, record_of_weights
-        from vcjax.threeway.progress import decided
+        from vcjax.threeway.request import decided
 
-        chosen = as_method(method)
-        state = decided(
-            planned,
-            resolve,
-            None if chosen is None else merging.to_config(chosen),
-            record_of_weights(weights),
-            record_of_key(key),
-            message=message,
-            metrics=history.checked_metrics(metrics) if metrics else None,
-            author=author,
+        request = decided(planned, decisions)
+        if request != former:
+            self._kept.replace(former, request)
+        return request
+
+    def _carry_out(self, request: MergeRequest, progress: Progress | None) -> Commit:
+        """Merges, and moves the branch."""
+        from vcjax.threeway.settle import contained, default_message, settle
+
+        history = self._repo.history
+        ours = history.commit(request.ours)
+        whole = contained(request, history)
+        if whole is not None:
+            if whole != ours:
+                self._fast_forward(request.target, ours, whole)
+            return whole
+
+        def by_method(conflicts: Mapping[str, "Decision"], request: MergeRequest) -> "Settled":
+            from vcjax.threeway.by_method import into_store  # JAX, which other merges do without
+
+            return into_store(conflicts, request, self._repo.objects, progress)
+
+        outcome = settle(request, history, by_method)
+        details = Details.checked(
+            request.message or default_message(outcome.request),
+            request.author,
+            request.metadata,
+            request.metrics,
+            outcome.provenance,
         )
-        if state != former:
-            self.merges.replace(former, state)
-        return state
-
-    def abort_merge(self, branch: str | None = None) -> None:
-        """Drops the merge under way into a branch. That is where it was.
-
-        Args:
-            branch: its name; the current one by default.
-
-        Raises:
-            MergeError: no merge is under way.
-        """
-        target = self._target_name(branch) or HEAD
-        if not self.merges.drop(target):
-            self._state(target)
-
-    def _state(self, name: str | None) -> MergeState:
-        state = self.merges.get(name or HEAD)
-        if state is None:
-            others = [other.short for other in self.merges.all()]
-            short = (name or HEAD).removeprefix(HEADS)
-            raise MergeError(
-                f"no merge into {short!r} is under way",
-                hint=f"one into {listing(others)} is: say --branch={others[0]}"
-                if others
-                else "`vcjax merge [A] B` begins one",
-            )
-        return state
-
-    def _request_of(
-        self, state: MergeState, progress: "Callable[[int, int], None] | None"
-    ) -> "MergeRequest":
-        from vcjax.merging.config import as_method, key_of_record, weights_of_record
-        from vcjax.threeway.request import MergeRequest
-
-        return MergeRequest(
-            sides=tuple(map(self.history.commit, state.commits)),
-            names=state.names,
-            method=as_method(state.method),
-            resolve=state.rules,
-            weights=weights_of_record(state.weights),
-            key=key_of_record(state.key),
-            message=state.message,
-            author=state.author or default_author(),
-            metadata=state.metadata,
-            metrics=state.metrics,
-            progress=progress,
+        change = Change(
+            outcome.manifest, details, extra_parents=outcome.request.theirs, reason="merge"
         )
+        base = self._writer.bases.at(ours.digest)
+        name = None if request.target == HEAD else request.target
+        commit = self._writer.publish(name, change, base)
+        if outcome.stored is not None:
+            outcome.stored.forget()
+        return commit
+
+    def _target(self, ours: str | Commit, branch: str | None) -> str | None:
+        """Full name of the branch that a merge moves; None for a detached `HEAD`."""
+        if branch is not None:
+            return self._repo.refs.require(HEADS + check_name(branch)).name
+        if isinstance(ours, str):
+            if ours in ("HEAD", "@"):
+                return self._writer.bases.target(None)
+            name = self._repo.resolver.ref_name(ours)
+            if name is not None and name.startswith(HEADS):
+                return name
+        raise RefError(
+            f"{name_of(ours)} is no branch, so nothing would point to the result",
+            hint="say which branch moves with branch= (--branch), or make one at it first",
+        )
+
+    def _fast_forward(self, target: str, ours: Commit, theirs: Commit) -> None:
+        ref = self._repo.refs.get(target)
+        reason = f"merge: fast-forward to {theirs.digest[:8]}"
+        known = ref is not None and ref.commit == ours.digest
+        if not known or not self._repo.refs.set(target, theirs.digest, reason, ref):
+            short = target.removeprefix(HEADS)
+            raise ConflictError(f"{short!r} has moved meanwhile", hint="merge again")
+        self._writer.bases.forget(None if target == HEAD else target)

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vcjax import history
 from vcjax.errors import PrunedError, RevisionError
@@ -12,8 +12,8 @@ from vcjax.history import (
     Commit,
     Head,
     History,
+    KeptMerges,
     Manifest,
-    MergeStates,
     Prunings,
     Refs,
     Resolver,
@@ -21,19 +21,22 @@ from vcjax.history import (
     TouchWalk,
 )
 from vcjax.history.refnames import HEADS, TAGS
+from vcjax.repo import settings as settings_
 from vcjax.repo.settings import Settings
 from vcjax.storage import Store
 
 if TYPE_CHECKING:
     from vcjax.diffing import Similarity, TreeDiff
-    from vcjax.objects import ObjectStore
+    from vcjax.objects import FsckReport, ObjectStore
     from vcjax.repo.trajectory import Trajectory
     from vcjax.streaming.model import Model
     from vcjax.threeway import MergePlan
 
 
 class Reader:
-    """The half of `Repository` that changes nothing.
+    """A repository that is only read: the half of `Repository` that changes nothing.
+
+    Usable alone: `Reader.open(url)`.
 
     Attributes:
         url: where it is.
@@ -42,7 +45,7 @@ class Reader:
         refs: branches, tags and `HEAD`.
         history: commits and manifests.
         prunings: which commits have let their data go.
-        merges: those under way.
+        kept_merges: what was asked of merges that are under way.
     """
 
     def __init__(self, store: Store, settings: Settings):
@@ -52,18 +55,44 @@ class Reader:
         self.refs = Refs(store)
         self.history = History(store)
         self.prunings = Prunings(store)
-        self.merges = MergeStates(store)
+        self.kept_merges = KeptMerges(store)
+        self._objects: ObjectStore | None = None
         self.resolver = Resolver(self.refs, self.history.commit, self.history.find_prefix)
 
-    @cached_property
+    @classmethod
+    def open(cls, url: str | os.PathLike[str]) -> Self:
+        """Opens a repository to be read.
+
+        Args:
+            url: path, file://, memory://, s3:// or gs:// (see `vcjax.storage.parse_url`).
+
+        Raises:
+            RepositoryNotFoundError: there is none.
+            UnknownFormatError: its format is newer than this vcjax.
+        """
+        store = settings_.locate(url)
+        return cls(store, settings_.load(store))
+
+    @classmethod
+    def find(cls, start: str | os.PathLike[str] = ".") -> Self:
+        """Opens the repository of a folder or the nearest folder above it.
+
+        Raises:
+            RepositoryNotFoundError: there is none.
+        """
+        return cls.open(settings_.find(start))
+
+    @property
     def objects(self) -> "ObjectStore":
         """Leaf objects and packs."""
-        from vcjax.objects import ObjectStore  # 0.03 s that `vcjax log` need not wait for
+        if self._objects is None:
+            from vcjax.objects import ObjectStore  # 0.03 s that `vcjax log` need not wait for
 
-        return ObjectStore(self.store, compress=self.settings.compress)
+            self._objects = ObjectStore(self.store, compress=self.settings.compress)
+        return self._objects
 
     def __repr__(self) -> str:
-        return f"Repository({self.url!r})"
+        return f"{type(self).__name__}({self.url!r})"
 
     def resolve(self, revision: str | Commit) -> Commit:
         """The commit that a revision names (see `vcjax.history.revisions`).
@@ -81,7 +110,7 @@ class Reader:
         self,
         revision: str | Commit = "HEAD",
         like: Any = None,
-        paths: list[str] | str | None = None,
+        paths: str | Sequence[str] | None = None,
         verify: bool = True,
     ) -> Any:
         """The tree of a commit.
@@ -96,6 +125,12 @@ class Reader:
                 Together with `like`, its other leaves are taken over.
             verify: whether every leaf is checked against its digest.
 
+        A `Repository` takes what was restored from the tip of its current branch, or from
+        a detached `HEAD`, for what the next commit there changes. If `like` has arrays on
+        the devices of several processes, these call this together: process 0 says which
+        commit the revision is, and each reads only the chunks that its own devices hold
+        parts of.
+
         Raises:
             RevisionError: no such commit.
             StructureError: the stored tree does not fit `like`; names every path.
@@ -104,10 +139,14 @@ class Reader:
         """
         from vcjax.repo.restore import restore
 
-        commit = self.resolve(revision)
-        self.require_data(commit)
-        manifest = self.history.manifest_of(commit)
-        return restore(manifest, self.objects, like, paths, verify)
+        with self._restoring(revision, like) as commit:
+            self.require_data(commit)
+            manifest = self.history.manifest_of(commit)
+            return restore(manifest, self.objects, like, paths, verify)
+
+    def _restoring(self, revision: str | Commit, like: Any) -> AbstractContextManager[Commit]:
+        """The commit to be restored; who commits as well notes, after that, what was seen."""
+        return nullcontext(self.resolve(revision))
 
     def require_data(self, commit: Commit) -> None:
         """Raises if the data of a commit were let go.
@@ -129,7 +168,7 @@ class Reader:
         *revisions: str | Commit,
         limit: int | None = None,
         first_parent: bool = False,
-        paths: Sequence[str] | str | None = None,
+        paths: str | Sequence[str] | None = None,
     ) -> Iterator[Commit]:
         """The commits that lead to some revisions, newest first, children before parents.
 
@@ -153,7 +192,7 @@ class Reader:
             yield commit
 
     def touches(
-        self, *revisions: str | Commit, paths: Sequence[str] | str, first_parent: bool = False
+        self, *revisions: str | Commit, paths: str | Sequence[str], first_parent: bool = False
     ) -> TouchWalk:
         """A walk over the commits that changed some leaves, with how much each changed.
 
@@ -191,7 +230,7 @@ class Reader:
         self,
         revision: str | Commit = "HEAD",
         chunks: bool = False,
-        paths: list[str] | str | None = None,
+        paths: str | Sequence[str] | None = None,
     ) -> list[BlamedLeaf]:
         """The commit that last changed each leaf, in tree order. Reads manifests alone.
 
@@ -218,7 +257,9 @@ class Reader:
         commit = self.resolve(revision)
         return history.blame(commit, self.history.commit, StoredTrees(self.history), chunks, paths)
 
-    def trajectory(self, over: str = "HEAD", paths: list[str] | str | None = None) -> "Trajectory":
+    def trajectory(
+        self, over: str = "HEAD", paths: str | Sequence[str] | None = None
+    ) -> "Trajectory":
         """How leaves moved over a line of history: norm, distance from its start, every step.
 
         Args:
@@ -248,7 +289,7 @@ class Reader:
         new: str | Commit = "HEAD",
         *,
         stats: bool | Literal["whole", "full"] = True,
-        paths: list[str] | None = None,
+        paths: str | Sequence[str] | None = None,
         base: str | Commit | None = None,
     ) -> "TreeDiff":
         """What changed from one commit to another.
@@ -279,7 +320,7 @@ class Reader:
         from vcjax.repo.diff import similarity
 
         commits = [self.resolve(revision) for revision in revisions]
-        names = [_name(revision) for revision in revisions]
+        names = [name_of(revision) for revision in revisions]
         manifests = [self.history.manifest_of(commit) for commit in commits]
         return similarity(manifests, self.manifest(base), self.objects, names)
 
@@ -287,7 +328,8 @@ class Reader:
         """What merging commits would do to each leaf; reads no data and changes nothing."""
         from vcjax.threeway.commit_plan import plan_commits
 
-        return plan_commits(self.history, [self.resolve(side) for side in (ours, *theirs)])[0]
+        digests = [self.resolve(side).digest for side in (ours, *theirs)]
+        return plan_commits(self.history, digests)[0]
 
     def model(self, source: "Model | str | os.PathLike[str] | Commit") -> "Model":
         """What a merge takes in, from a revision or else the path of a file or folder.
@@ -307,6 +349,14 @@ class Reader:
             return models.of_file(source)
         return models.of_commit(commit, self.manifest(commit), self.objects, str(source))
 
+    def fsck(self) -> "FsckReport":
+        """Checks every ref, commit, manifest and leaf against its digest."""
+        from vcjax.objects import fsck
+
+        report = fsck(self.refs, self.history, self.prunings, self.objects)
+        report.check(settings_.KEY, lambda: settings_.load(self.store))
+        return report
+
     @property
     def branches(self) -> dict[str, str]:
         """{branch: digest of its commit}."""
@@ -323,5 +373,6 @@ class Reader:
         return self.refs.head()
 
 
-def _name(revision: str | Commit) -> str:
+def name_of(revision: str | Commit) -> str:
+    """What a user called a commit; the beginning of its digest if it was given itself."""
     return revision if isinstance(revision, str) else revision.digest[:8]

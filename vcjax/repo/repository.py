@@ -1,36 +1,58 @@
-"""`Repository`: the one object that holds the state of a store with refs."""
+"""`Repository`: version control for PyTrees at a URL."""
 
 import os
-from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
-from vcjax import objects
-from vcjax.errors import RefError, RepositoryExistsError
+from vcjax.errors import RefError
 from vcjax.history import Commit, Head, Ref
-from vcjax.history.refnames import HEAD, HEADS, TAGS, check_name, set_command
+from vcjax.history.refnames import HEADS, TAGS, check_name
 from vcjax.objects.layout import GRACE_SECONDS
+from vcjax.processes.group import Group
 from vcjax.repo import settings as settings_
-from vcjax.repo.merges import Resumer
+from vcjax.repo.merges import Merges
+from vcjax.repo.reader import Reader
 from vcjax.repo.settings import Settings
+from vcjax.repo.writer import Writer
+from vcjax.storage import Store
 
 if TYPE_CHECKING:
-    from vcjax.objects import FsckReport, GcPlan, Pruner, PruneReport
+    from jaxtyping import PyTree
+
+    from vcjax.merging import MergeMethod
+    from vcjax.objects import GcPlan, Pruner, PruneReport
+    from vcjax.repo.merges import Progress, WholeMergeOptions
+    from vcjax.repo.writer import CommitOptions
+    from vcjax.streaming import Model
+    from vcjax.threeway.request import Decisions
 
 DEFAULT_BRANCH = "main"
 
 
-class Repository(Resumer):
+class Repository(Reader):
     """Version control for PyTrees at a URL.
 
-    Make one with `Repository.init(url)`, open one with `Repository.open(url)`.
+    Make one with `Repository.init(url)`, open one with `Repository.open(url)`; what only
+    reads is in `Reader`. The handles `merges` and `processes` hold the rest.
 
-    Reading is in `Reader`, agreeing with other processes in `Participant`, what a commit is based
-    on in `Tracker`, committing in `Writer`, merging in `Merger`, going on with merges in
-    `Resumer`; all are part of this class.
+    Attributes:
+        merges: merges in several sittings, and merging again (`vcjax.repo.merges`).
+        processes: those of a program that commit here together (`vcjax.processes.group`).
+        in_flight_bytes: how many bytes of copies background commits may hold; may be
+            set before the first of them.
     """
 
-    # -- opening ---------------------------------------------------------------
+    in_flight_bytes: int = 2 * 1024**3
+
+    def __init__(self, store: Store, settings: Settings, local: bool = False):
+        super().__init__(store, settings)
+        self.processes = Group(self.url, local)
+        self._writer = Writer(self, self.processes, lambda: self.in_flight_bytes)
+        self._bases = self._writer.bases
+        self.merges = Merges(self, self._writer)
 
     @classmethod
     def init(
@@ -58,20 +80,10 @@ class Repository(Resumer):
             StorageError: the place cannot be written.
         """
         check_name(branch)
-        store = settings_.locate(url)
-        settings = Settings(compress=compress)
+        store, settings = settings_.locate(url), Settings(compress=compress)
         repo = cls(store, settings, local)
-
-        def make() -> None:
-            if exist_ok and store.read(settings_.KEY) is not None:
-                return
-            try:
-                settings_.create(store, settings, lambda: repo.refs.set_head(Head(branch)))
-            except RepositoryExistsError:  # somebody was faster
-                if not exist_ok:
-                    raise
-
-        repo.agree(make)
+        head = partial(repo.refs.set_head, Head(branch))
+        repo.processes.agree(partial(settings_.make, store, settings, head, exist_ok))
         return cls(store, settings_.load(store), local)
 
     @classmethod
@@ -90,16 +102,170 @@ class Repository(Resumer):
         store = settings_.locate(url)
         return cls(store, settings_.load(store), local)
 
-    @classmethod
-    def find(cls, start: str | os.PathLike[str] = ".") -> "Repository":
-        """Opens the repository of a folder or the nearest folder above it.
+    def commit(
+        self,
+        tree: "PyTree",
+        message: str = "",
+        *,
+        branch: str | None = None,
+        onto: str | Commit | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        author: str | None = None,
+        rebase: bool = True,
+        from_first: str | Sequence[str] | None = None,
+    ) -> Commit:
+        """Records a PyTree. Leaves whose content is stored already cost no bytes.
+
+        The tree is taken to change what this object last committed to the branch or
+        restored from its tip, or else what the branch is at (`vcjax.repo.base`). If others
+        have committed since, and they changed other leaves, the commit is rebased onto
+        theirs.
+
+        Of several processes (`jax.distributed`) every one calls this with its part of the
+        same tree, writes the chunks that it owns, and returns the commit that process 0 made.
+
+        Args:
+            tree: arrays, PRNG keys and plain values in any containers. Leaves that
+                are `vcjax.tree.LazyArray`s are read one after the other, and freed.
+            message: why.
+            branch: the branch to commit to; the current one by default. A new one
+                starts at `HEAD`.
+            onto: the revision that the tree was made from, if it is another one than
+                said above. A new branch starts there.
+            metadata: what JSON can hold; the integer "step" makes `step:N` work.
+            metrics: {name: number}; make `best:NAME` work.
+            provenance: how the tree came about, JSON types.
+            author: "Name <address>"; this user by default.
+            rebase: whether to take over what others have committed meanwhile. Without,
+                the tree is recorded as it is, after theirs: nothing is merged, and
+                there are no conflicts. For those who commit whole states.
+            from_first: leaf path globs: of several processes only process 0 has these
+                leaves, or those of process 0 count. Not arrays on devices of several.
+
+        Returns:
+            The commit; it is durable, and the branch points to it.
 
         Raises:
-            RepositoryNotFoundError: there is none.
+            UnsupportedLeafError: a leaf is a function or an unknown object.
+            ConflictError: others changed the same leaves meanwhile.
+            RefError: `onto` does not lead to what the branch is at.
+            StorageError: the disk is full or the bucket out of reach.
+            ProcessError: of several processes one failed, was not heard of for
+                `processes.timeout`, or has other values.
         """
-        return cls.open(settings_.find(start))
+        said = metadata, metrics, provenance, author
+        intent = self._writer.intent(message, branch, onto, *said, rebase, from_first)
+        return self._writer.commit(intent, tree)
 
-    # -- refs ------------------------------------------------------------------
+    def commit_async(
+        self, tree: "PyTree", message: str = "", **options: Unpack["CommitOptions"]
+    ) -> Future[Commit]:
+        """Like `commit`, in the background, with the same options.
+
+        Returns when the arrays may be donated and written to: NumPy arrays are
+        copied, arrays on an accelerator fetched. A commit to the same branch that
+        is still under way is waited for. The process does not exit before the
+        commit is done.
+
+        Returns:
+            The future commit. If it fails, the error is raised by its `result()`,
+            and once by whichever comes first of the next commit to the branch
+            and `wait_until_finished`; it is also logged.
+
+        Raises:
+            Exception: that of the commit before, if that failed.
+        """
+        return self._writer.commit_async(self._writer.intent(message, **options), tree)
+
+    def wait_until_finished(self) -> None:
+        """Waits for all background commits; raises the first error, once."""
+        self._writer.settle_all()
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a background commit is under way."""
+        return self._writer.is_busy
+
+    def refresh(self, branch: str | None = None) -> None:
+        """Lets the next commit to a branch follow its tip, whoever made that.
+
+        For those who have looked at it, or who commit whole states.
+
+        Args:
+            branch: its name; the current one by default.
+        """
+        name = self._bases.target(branch)
+        self._writer.settle(name)
+        if name is not None:
+            self._bases.forget(name)
+
+    def _restoring(self, revision: str | Commit, like: Any) -> AbstractContextManager[Commit]:
+        return self._writer.restoring(revision, like)
+
+    def merge(
+        self,
+        *revisions: str | Commit,
+        branch: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        keep_conflicts: bool = False,
+        progress: "Progress | None" = None,
+        **decisions: Unpack["Decisions"],
+    ) -> Commit:
+        """Merges by history: what one side changed is taken, what several changed is settled.
+
+        Leaves are merged one by one (`vcjax.streaming.executor`); if the process is killed,
+        the same merge goes on where it was.
+
+        Args:
+            revisions: what is merged. One is merged into `HEAD`; of several the first is
+                "ours". If that is a branch, it moves to the result.
+            branch: the branch that moves, if not "ours". It must be at "ours".
+            metadata: of the commit, JSON types.
+            keep_conflicts: take down the merge if conflicts are left, so that
+                `merges.resume` can settle them later. The branch does not move.
+            progress: called with the bytes that were read for the method, and of all.
+            **decisions: `method=`, a merge method (`vcjax.merging`), its name, or its
+                {"name": …, "parameters": …}, for the leaves that several changed; it
+                merges those sides alone that changed the leaf.
+                `weights=`, one number per side, and `key=`, for random methods, go with
+                it. `resolve=`, a side ("ours", "theirs", "base") for all conflicts, or
+                {leaf path glob: side}, goes before it; of more than two sides, all but
+                "ours" are called by their revisions as given, and "method" leaves a leaf
+                to the method. `message=`, `metrics=` and `author=`, of the commit.
+
+        Returns:
+            The merge commit; the other side itself if it merely continues "ours", and
+            "ours" if it contains all others already. Its provenance records the
+            method, its parameters, the inputs and every decision.
+
+        Raises:
+            ConflictError: conflicts are left that nothing settles; names every path.
+            RefError: "ours" is no branch and none is given.
+            MergeError: `method` is no merge method, or cannot be applied; or a merge
+                into the branch is under way.
+        """
+        return self.merges.start(
+            *revisions,
+            branch=branch,
+            metadata=metadata,
+            keep_conflicts=keep_conflicts,
+            progress=progress,
+            **decisions,
+        )
+
+    def merge_models(
+        self,
+        models: "Sequence[Model | str | os.PathLike[str] | Commit]",
+        method: "MergeMethod | str | Mapping[str, Any]",
+        **options: Unpack["WholeMergeOptions"],
+    ) -> Commit:
+        """Merges N whole models, without history, and commits the result.
+
+        See `vcjax.repo.merges.Merges.whole`, which is this.
+        """
+        return self.merges.whole(models, method, **options)
 
     def branch(self, name: str, at: str | Commit = "HEAD", *, force: bool = False) -> Ref:
         """Makes a branch; with `force`, moves one.
@@ -108,7 +274,7 @@ class Repository(Resumer):
             RefError: the name is invalid or taken.
         """
         ref = self._point(HEADS + check_name(name), at, force, "branch")
-        self._bases.pop(ref.name, None)
+        self._bases.forget(ref.name)
         return ref
 
     def tag(self, name: str, at: str | Commit = "HEAD", *, force: bool = False) -> Ref:
@@ -132,7 +298,7 @@ class Repository(Resumer):
         if self.head.branch == name:
             raise RefError(f"{name!r} is the current branch", hint="switch to another one first")
         self.refs.remove(HEADS + name)
-        self._bases.pop(HEADS + name, None)
+        self._bases.forget(HEADS + name)
 
     def delete_tag(self, name: str) -> None:
         """Deletes a tag.
@@ -155,7 +321,7 @@ class Repository(Resumer):
         """
         if detach:
             head = Head(None, self.resolve(name).digest)
-        elif create and self._head_digest() is None:
+        elif create and self._bases.head_digest() is None:
             head = Head(check_name(name))
         else:
             if create:
@@ -163,7 +329,7 @@ class Repository(Resumer):
             self.refs.require(HEADS + check_name(name))
             head = Head(name)
         self.refs.set_head(head, f"switch: to {name}")
-        self._bases.pop(HEAD, None)
+        self._bases.forget(None)
         return head
 
     def undo(self) -> Ref | None:
@@ -181,25 +347,9 @@ class Repository(Resumer):
         branch = self.head.branch
         if branch is None:
             raise RefError("HEAD is on no branch", hint="switch to a branch first")
-        name = HEADS + branch
-        self._settle(name)
-        self._bases.pop(name, None)
-        if self.refs.get(name) is None:
-            self.refs.refuse_lost(name)
-            former = self.refs.log(name)
-            hint = "make one with `vcjax commit FILE` or `repo.commit(tree, message)`"
-            if former:
-                hint = f"{set_command(branch, former[0].commit)} makes it anew where it was"
-            raise RefError(f"branch {branch!r} has no commit, so nothing to undo", hint=hint)
-        return self.refs.undo(name)
-
-    # -- care ------------------------------------------------------------------
-
-    def fsck(self) -> "FsckReport":
-        """Checks every ref, commit, manifest and leaf against its digest."""
-        report = objects.fsck(self.refs, self.history, self.prunings, self.objects)
-        report.check(settings_.KEY, lambda: settings_.load(self.store))
-        return report
+        self._writer.settle(HEADS + branch)
+        self._bases.forget(HEADS + branch)
+        return self.refs.undo(HEADS + branch)
 
     def gc(
         self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
@@ -214,6 +364,8 @@ class Repository(Resumer):
         Returns:
             What was, or would be, deleted.
         """
+        from vcjax import objects
+
         parts = self.refs, self.history, self.prunings, self.objects
         plan = objects.plan_gc(*parts, grace=float("-inf") if force else grace)
         if not dry_run:
@@ -236,4 +388,6 @@ class Repository(Resumer):
 
     @cached_property
     def _pruner(self) -> "Pruner":
+        from vcjax import objects
+
         return objects.Pruner(self.refs, self.history, self.prunings, self.objects)

@@ -1,6 +1,6 @@
 """Restoring: from a manifest to a PyTree, whole or in part."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcjax import tree
@@ -15,7 +15,7 @@ def restore(
     manifest: Manifest,
     objects: ObjectStore,
     like: Any = None,
-    paths: list[str] | str | None = None,
+    paths: str | Sequence[str] | None = None,
     verify: bool = True,
 ) -> Any:
     """The tree of a manifest; see `Repository.restore`."""

@@ -64,7 +64,7 @@ class Settings:
         )
 
 
-def create(store: Store, settings: Settings, prepare: Callable[[], None]) -> None:
+def create(store: Store, settings: Settings, prepare: Callable[[], object]) -> None:
     """Makes a store a repository.
 
     Args:
@@ -85,6 +85,27 @@ def create(store: Store, settings: Settings, prepare: Callable[[], None]) -> Non
         f"there is a repository in {store.url} already",
         hint="open it with `Repository.open`, or choose another place",
     )
+
+
+def make(store: Store, settings: Settings, prepare: Callable[[], object], exist_ok: bool) -> None:
+    """Makes a store a repository, unless it may be one already and is.
+
+    Args:
+        store: where.
+        settings: of the repository.
+        prepare: as for `create`.
+        exist_ok: whether there may be one.
+
+    Raises:
+        RepositoryExistsError: there is one, and not `exist_ok`.
+    """
+    if exist_ok and store.read(KEY) is not None:
+        return
+    try:
+        create(store, settings, prepare)
+    except RepositoryExistsError:  # perhaps somebody was faster
+        if not exist_ok:
+            raise
 
 
 def load(store: Store) -> Settings:

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vcjax.diffing import leaf_statistics
 from vcjax.errors import RevisionError, TreeError
-from vcjax.history import Commit, LeafEntry
+from vcjax.history import Commit, History, LeafEntry, Prunings, Resolver, walk
 from vcjax.tree import key_impl, select
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vcjax.repo.reader import Reader
+    from vcjax.objects import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,20 @@ class Trajectory:
         }
 
 
-def trace(repo: "Reader", over: str, paths: list[str] | str | None) -> Trajectory:
+class Source(Protocol):
+    """Where commits and their leaves are read: a repository."""
+
+    history: History
+    prunings: Prunings
+    resolver: Resolver
+
+    @property
+    def objects(self) -> "ObjectStore":
+        """Leaf objects and packs."""
+        ...
+
+
+def trace(repo: Source, over: str, paths: str | Sequence[str] | None) -> Trajectory:
     """What leaves did over a range of commits; see `Reader.trajectory`."""
     commits = line(repo, over)
     pruned = repo.prunings.all()
@@ -76,16 +89,16 @@ def trace(repo: "Reader", over: str, paths: list[str] | str | None) -> Trajector
     return Trajectory(tuple(commits), tuple(traces))
 
 
-def line(repo: "Reader", over: str) -> list[Commit]:
+def line(repo: Source, over: str) -> list[Commit]:
     """The commits of a range, both ends included, by first parents, oldest first.
 
     Raises:
         RevisionError: the first does not lead to the last so.
     """
     ends = repo.resolver.resolve_range(over)
-    start, stop = ends if ends is not None else (None, repo.resolve(over))
+    start, stop = ends if ends is not None else (None, repo.resolver.resolve(over))
     commits = []
-    for commit in repo.log(stop, first_parent=True):
+    for commit in walk([stop.digest], repo.history.commit, first_parent=True):
         commits.append(commit)
         if start is not None and commit.digest == start.digest:
             return commits[::-1]
@@ -101,7 +114,7 @@ def _is_numeric(entry: LeafEntry) -> bool:
     return not entry.spec.is_value and key_impl(entry.spec.dtype) is None
 
 
-def _traced(repo: "Reader", path: str, entries: Sequence[LeafEntry | None]) -> LeafTrace:
+def _traced(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> LeafTrace:
     """The trace of one leaf; three of its versions are in memory at the most."""
     rows = list(_rows(repo, path, entries))
     norm, distance, step = zip(*rows, strict=True)
@@ -111,7 +124,7 @@ def _traced(repo: "Reader", path: str, entries: Sequence[LeafEntry | None]) -> L
 _Row = tuple[float | None, float | None, float | None]
 
 
-def _rows(repo: "Reader", path: str, entries: Sequence[LeafEntry | None]) -> Iterator[_Row]:
+def _rows(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> Iterator[_Row]:
     first: tuple[LeafEntry, np.ndarray] | None = None
     before: tuple[LeafEntry, np.ndarray] | None = None
     row: _Row = (None, None, None)

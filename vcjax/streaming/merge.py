@@ -12,8 +12,8 @@ from vcjax import merging, tree
 from vcjax.errors import MergeError, StructureError, VcjaxError
 from vcjax.formats.sharded import SHARD_BYTES
 from vcjax.history import LeafEntry
-from vcjax.merging.config import record_of_key, record_of_weights
 from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
+from vcjax.merging.records import record_of_key, record_of_weights
 from vcjax.objects import ObjectStore
 from vcjax.streaming.destination import FileOutput, StoreOutput, fingerprint
 from vcjax.streaming.executor import execute
@@ -106,6 +106,12 @@ class Merge:
             dtype=self.dtype,
             statistics=None if self.statistics is None else secrets.token_hex(16),
         )
+
+    @property
+    def message(self) -> str:
+        """What a commit says if nobody said anything."""
+        names = [model.name for model in self.models]
+        return f"Merge {len(names)} models by {self.method.name}: {', '.join(names)}"
 
     def provenance(self) -> dict[str, Any]:
         """What a commit records of how it came about; JSON types."""

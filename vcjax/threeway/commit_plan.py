@@ -9,7 +9,6 @@ from typing import Any
 
 from vcjax import threeway
 from vcjax.history import (
-    Commit,
     History,
     Manifest,
     common_bases,
@@ -22,13 +21,12 @@ from vcjax.threeway.plan import digest_lookup
 from vcjax.threeway.rules import Undecided
 
 
-def plan_commits(history: History, sides: Sequence[Commit]) -> tuple[MergePlan, list[str]]:
-    """The plan of merging commits, and the digests of their merge bases.
+def plan_commits(history: History, digests: Sequence[str]) -> tuple[MergePlan, list[str]]:
+    """The plan of merging commits, by their digests, and those of their merge bases.
 
     Of more than two sides the bases are those of all; each two of them are compared
     with what these two come from.
     """
-    digests = [side.digest for side in sides]
     bases = common_bases(digests, history.commit)
     roots = {tuple(bases): _joined(history, bases)}
     base = roots[tuple(bases)]
@@ -39,12 +37,13 @@ def plan_commits(history: History, sides: Sequence[Commit]) -> tuple[MergePlan, 
             roots[between] = _joined(history, between)
         if roots[between] is not base:
             pairs[i, j] = roots[between]
-    return plan_roots(base, [history.manifest_of(side).root for side in sides], pairs), bases
+    roots_of = [history.manifest_of(history.commit(digest)).root for digest in digests]
+    return plan_roots(base, roots_of, pairs), bases
 
 
-def kept_sides(history: History, sides: Sequence[Commit]) -> list[int]:
-    """The places of those sides that bring something: ours, and what no other one contains."""
-    ours, *theirs = (side.digest for side in sides)
+def kept_sides(history: History, digests: Sequence[str]) -> list[int]:
+    """The places of those commits that bring something: ours, and what no other one contains."""
+    ours, *theirs = digests
     news = [digest for digest in theirs if not is_ancestor(digest, ours, history.commit)]
     kept = set(independent(news, history.commit))
     places = {digest: at for at, digest in reversed(list(enumerate(theirs, start=1)))}

@@ -1,72 +1,137 @@
-"""`MergeRequest`: everything that a merge by history was asked for."""
+"""From what a user asks of a merge to a `MergeRequest`, and what further decisions make of it.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+Needs no JAX, unless a method comes with parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from vcjax import merging
-from vcjax.history import Commit, LeafEntry
-from vcjax.merging.config import record_of_weights
-from vcjax.streaming.destination import StoreOutput
-from vcjax.streaming.job import Job
-from vcjax.threeway.rules import Rules
+from vcjax.history import Commit, MergeRequest, checked_metadata, checked_metrics
+from vcjax.history.commit import default_author
+from vcjax.merging.names import is_recipe
+from vcjax.merging.records import record_of_key, record_of_weights
+from vcjax.threeway.rules import Rules, as_pairs, check_rules
 
-Runner = Callable[[Sequence[Job], str], dict[str, LeafEntry]]
-"""Makes merged leaves: from jobs, and a digest of what they are, their entries."""
+if TYPE_CHECKING:
+    import jax
+    from numpy.typing import ArrayLike
+
+    from vcjax.merging import MergeMethod
 
 
-@dataclass(frozen=True)
-class MergeRequest:
-    """Everything that `Repository.merge` was asked for; see there.
+class Decisions(TypedDict, total=False):
+    """What may be decided of a merge, when it begins or later.
 
     Attributes:
-        sides: what is merged, ours first.
-        names: of the sides, as the user wrote them.
-        method: for what no rule settles.
-        resolve: the rules.
-        weights: for the method, one per side.
-        key: for the method.
+        method: a merge method, its name, or {"name": …, "parameters": …}.
+        resolve: a side for all conflicts, or by leaf path glob.
+        weights: for the method, one per side, or {leaf path glob: numbers}.
+        key: for random methods.
         message: of the commit.
+        metrics: of the commit, {name: number}.
         author: of the commit.
-        metadata: of the commit.
-        metrics: of the commit.
-        progress: called with bytes.
-        stored: is added to: what to forget once there is a commit.
-        run: makes merged leaves; by default they are stored.
     """
 
-    sides: tuple[Commit, ...]
-    names: tuple[str, ...]
-    method: "merging.MergeMethod | None" = None
-    resolve: Rules | None = None
-    weights: Any = None
-    key: Any = None
-    message: str | None = None
-    author: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    progress: Callable[[int, int], None] | None = None
-    stored: list[StoreOutput] = field(default_factory=list)
-    run: Runner | None = None
-
-    def among(self, kept: Sequence[int]) -> "MergeRequest":
-        """The same of some of the sides."""
-        if len(kept) == len(self.sides):
-            return self
-        return replace(
-            self,
-            sides=tuple(self.sides[at] for at in kept),
-            names=tuple(self.names[at] for at in kept),
-            weights=_weights_among(self.weights, kept, len(self.sides)),
-        )
+    method: "MergeMethod | str | Mapping[str, Any] | None"
+    resolve: Rules | None
+    weights: "Mapping[str, ArrayLike] | ArrayLike | None"
+    key: "int | jax.Array | None"
+    message: str | None
+    metrics: Mapping[str, Any] | None
+    author: str | None
 
 
-def _weights_among(weights: Any, kept: Sequence[int], count: int) -> Any:
-    """The weights of some of the sides, if there are as many as sides."""
-    if weights is None:
+def asked(
+    target: str,
+    sides: Sequence[Commit],
+    names: Sequence[str],
+    decisions: Decisions,
+    metadata: Mapping[str, Any] | None = None,
+) -> MergeRequest:
+    """What is asked for.
+
+    Args:
+        target: full name of the ref that is to move, or "HEAD".
+        sides: what is merged, ours first.
+        names: of the sides, as the user wrote them.
+        decisions: how.
+        metadata: of the commit, JSON types.
+
+    Raises:
+        MergeError: `method` is no merge method.
+    """
+    _check_names(decisions)
+    ours, *theirs = (side.digest for side in sides)
+    return MergeRequest(
+        target=target,
+        ours=ours,
+        theirs=tuple(theirs),
+        names=tuple(names),
+        rules=as_pairs(decisions.get("resolve")),
+        method=method_record(decisions.get("method")),
+        weights=record_of_weights(decisions.get("weights")),
+        key=record_of_key(decisions.get("key")),
+        message=decisions.get("message"),
+        author=decisions.get("author") or default_author(),
+        metadata=checked_metadata(dict(metadata or {})),
+        metrics=checked_metrics(decisions.get("metrics")),
+    )
+
+
+def method_record(
+    method: "MergeMethod | str | Mapping[str, Any] | None",
+) -> Mapping[str, Any] | None:
+    """A method as a request holds it. A plain name is looked up when it is needed.
+
+    Raises:
+        MergeError: it is no merge method.
+    """
+    if method is None:
         return None
-    if isinstance(weights, Mapping):
-        return {glob: _weights_among(each, kept, count) for glob, each in weights.items()}
-    numbers = record_of_weights(weights)
-    fits = isinstance(numbers, list) and len(numbers) == count
-    return [numbers[at] for at in kept] if fits else weights
+    if isinstance(method, str) and is_recipe(method):
+        return {"name": method, "parameters": {}}
+    from vcjax.merging.config import as_method
+
+    found = as_method(method)
+    return None if found is None else merging.to_config(found)
+
+
+def decided(request: MergeRequest, decisions: Decisions) -> MergeRequest:
+    """The request after further decisions.
+
+    Later rules for paths go before earlier ones; a side or a method for everything goes
+    after all, since it is about what is left.
+
+    Raises:
+        MergeError: a side that the merge does not have, or no merge method.
+    """
+    _check_names(decisions)
+    new = check_rules(decisions.get("resolve"), request.names)
+    method = method_record(decisions.get("method"))
+    paths = tuple(rule for rule in new if rule[0] != "**")
+    rest = tuple(rule for rule in new if rule[0] == "**")
+    former = tuple(rule for rule in request.rules if rule[0] not in dict(new))
+    leaves_some, left_some = ("method" in dict(rules).values() for rules in (new, request.rules))
+    had_all = request.method is not None and not left_some
+    if (method is not None and not leaves_some) or (had_all and leaves_some):
+        rest = (*rest, ("**", "method"))
+    if method is not None:
+        request = replace(request, method=method, weights=None)  # which were for another one
+    given = {
+        "weights": record_of_weights(decisions.get("weights")),
+        "key": record_of_key(decisions.get("key")),
+        "message": decisions.get("message"),
+        "metrics": checked_metrics(decisions.get("metrics")) or None,
+        "author": decisions.get("author"),
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(request, rules=(*paths, *former, *rest), **given)
+
+
+def _check_names(decisions: Decisions) -> None:
+    """Raises as Python does for a keyword argument that there is not."""
+    for name in decisions:
+        if name not in Decisions.__annotations__:
+            raise TypeError(f"merge() got an unexpected keyword argument {name!r}")

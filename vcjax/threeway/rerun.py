@@ -3,27 +3,47 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import jax
 
 from vcjax import hashing, tree
 from vcjax.errors import ConflictError, MergeError
 from vcjax.hashing import value_digest
-from vcjax.history import Commit, LeafEntry, Manifest
-from vcjax.merging.config import as_method, key_of_record, weights_of_record
+from vcjax.history import Commit, History, LeafEntry, Manifest, MergeRequest
+from vcjax.merging.config import as_method
+from vcjax.merging.records import key_of_record, weights_of_record
+from vcjax.objects import ObjectStore
 from vcjax.streaming.destination import Gatherer
 from vcjax.streaming.executor import execute
 from vcjax.streaming.job import Job
 from vcjax.streaming.merge import Merge, as_root
-from vcjax.streaming.model import of_file
+from vcjax.streaming.model import Model, of_file
+from vcjax.threeway import Decision
+from vcjax.threeway.by_method import choices, plan_jobs
 from vcjax.threeway.commit_plan import plan_commits
-from vcjax.threeway.request import MergeRequest
-from vcjax.threeway.settle import settle
-
-if TYPE_CHECKING:
-    from vcjax.repo.reader import Reader
-    from vcjax.streaming.model import Model
+from vcjax.threeway.settle import Settled, settle
 
 Progress = Callable[[int, int], None]
+
+
+class Source(Protocol):
+    """Where commits and their leaves are read: a repository."""
+
+    history: History
+
+    @property
+    def objects(self) -> ObjectStore:
+        """Leaf objects and packs."""
+        ...
+
+    def require_data(self, commit: Commit) -> None:
+        """Raises if the data of a commit were let go."""
+        ...
+
+    def model(self, source: Commit) -> Model:
+        """A commit as what a merge takes in."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,8 +79,13 @@ class Rerun:
         }
 
 
-def rerun(repo: "Reader", commit: Commit, progress: Progress | None = None) -> Rerun:
-    """Merges again; see `Repository.remerge`."""
+def rerun(repo: Source, commit: Commit, progress: Progress | None = None) -> Rerun:
+    """Merges again what a merge commit says that it was merged from, and compares.
+
+    Raises:
+        MergeError: the commit does not say how it was merged.
+        PrunedError: the data of an input were let go.
+    """
     provenance = commit.provenance or {}
     again = {"merge": _by_history, "merge_models": _whole}.get(str(provenance.get("operation")))
     if again is None:
@@ -75,7 +100,7 @@ def rerun(repo: "Reader", commit: Commit, progress: Progress | None = None) -> R
             f"commit {commit.digest[:8]} does not record its {error.args[0]}",
             hint="it was written by another version of vcjax; merge its inputs by hand",
         ) from error
-    recorded, found = repo.manifest(commit).leaves, tree.leaf_dict(root)
+    recorded, found = repo.history.manifest_of(commit).leaves, tree.leaf_dict(root)
     differing = [
         path
         for path in dict.fromkeys([*recorded, *found])
@@ -103,33 +128,27 @@ def _changed_inputs(commit: Commit, provenance: Mapping[str, Any]) -> str | None
     return None
 
 
-def _by_history(repo: "Reader", provenance: Mapping[str, Any], progress: Any) -> Any:
+def _by_history(repo: Source, provenance: Mapping[str, Any], progress: Progress | None) -> Any:
     """The root of a merge by history."""
-    sides = tuple(map(repo.history.commit, provenance["inputs"]))
-    key = key_of_record(provenance["key"])
-    method = as_method(provenance["method"])
-    for digest in (*provenance["inputs"], *provenance["bases"]) if method else ():
+    request = MergeRequest.of_provenance(provenance)
+    for digest in (*request.commits, *provenance["bases"]) if request.method else ():
         repo.require_data(repo.history.commit(digest))
-    request = MergeRequest(
-        sides=sides,
-        names=tuple(provenance["names"]),
-        method=method,
-        resolve=[(glob, side) for glob, side in provenance["rules"]],
-        weights=weights_of_record(provenance["weights"]),
-        key=key,
-        run=lambda jobs, _: digests_of(jobs, key, progress),
-    )
+
+    def by_method(conflicts: Mapping[str, Decision], request: MergeRequest) -> Settled:
+        jobs, taken, _ = plan_jobs(conflicts, request, repo.objects)
+        return Settled(choices(digests_of(jobs, key_of_record(request.key), progress), taken))
+
     try:
-        return settle(request, repo.history, repo.objects).root
+        return settle(request, repo.history, by_method).manifest.root
     except ConflictError as error:
-        count = len(plan_commits(repo.history, sides)[0].conflicts)
+        count = len(plan_commits(repo.history, request.commits)[0].conflicts)
         raise MergeError(
             f"what the commit records does not settle its {count} conflicts: {error.message}",
             hint="it was written by another version of vcjax; merge its inputs by hand",
         ) from error
 
 
-def _whole(repo: "Reader", provenance: Mapping[str, Any], progress: Any) -> Any:
+def _whole(repo: Source, provenance: Mapping[str, Any], progress: Progress | None) -> Any:
     """The root of a merge of whole models."""
     base = provenance["base"]
     method = as_method(provenance["method"])
@@ -145,7 +164,7 @@ def _whole(repo: "Reader", provenance: Mapping[str, Any], progress: Any) -> Any:
     return as_root(merge.models[0], digests_of(merge.jobs(), merge.key, progress))
 
 
-def _model(repo: "Reader", source: Mapping[str, Any]) -> "Model":
+def _model(repo: Source, source: Mapping[str, Any]) -> Model:
     """The model that a provenance names.
 
     Raises:
@@ -163,7 +182,9 @@ def _model(repo: "Reader", source: Mapping[str, Any]) -> "Model":
     )
 
 
-def digests_of(jobs: Sequence[Job], key: Any, progress: Progress | None) -> dict[str, LeafEntry]:
+def digests_of(
+    jobs: Sequence[Job], key: "int | jax.Array | None", progress: Progress | None
+) -> dict[str, LeafEntry]:
     """The digests of merged leaves, by path; their content is let go."""
     entries: dict[str, LeafEntry] = {}
     gatherer = Gatherer()

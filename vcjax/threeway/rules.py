@@ -201,3 +201,15 @@ def advice(left: Sequence[Decision]) -> str:
             f"take one side{those} with resolve={{path: 'ours'}} (CLI: --rule='PATH=ours')"
         )
     return "; ".join(words)
+
+
+def takes_first(decision: Decision) -> bool:
+    """Whether a conflict is between leaves of a kind that no method averages.
+
+    The rule is that of `vcjax.merge`: step counters, PRNG keys, masks and text
+    have no mean, and are taken from the first side that changed them.
+    """
+    if decision.verdict != "conflict":
+        return False
+    spec = decision.sides[decision.changed[0]].spec
+    return spec.is_value or not tree.is_inexact(spec.dtype)

@@ -1,7 +1,7 @@
 """Leaf path globs: THE rules for patterns of leaf paths, for everybody."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcjax import errors
@@ -69,7 +69,7 @@ def pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(out) + r"\Z", re.S)
 
 
-def select(paths: Mapping[str, Any] | list[str], globs: list[str] | str | None) -> list[str]:
+def select(paths: Mapping[str, Any] | list[str], globs: str | Sequence[str] | None) -> list[str]:
     """The leaf paths that match any of `globs` (all of them if `globs` is None).
 
     Raises:

@@ -75,7 +75,7 @@ def run(session: Session) -> int:
 
 def _note_merges(session: Session) -> None:
     """Says on stderr which merges are under way: there is no commit that would show it."""
-    for target in session.repo.merges.targets():
+    for target in session.repo.kept_merges.targets():
         short = target.removeprefix("refs/heads/")
         session.out.note(f"a merge into {short} is under way: `vcjax status`")
 

@@ -81,13 +81,13 @@ def rules_of(values: Any, names: Sequence[str]) -> list[tuple[str, str]]:
 def _continue(session: Session) -> int:
     values, repo = session.flags, session.repo
     check_terminal(values)
-    progress = repo.merge_progress(values.branch)
-    names = ("HEAD", "") if progress is None else progress.state.names  # then it is refused below
-    before = [] if progress is None else progress.state.commits
+    progress = repo.merges.get(values.branch)
+    names = ("HEAD", "") if progress is None else progress.request.names  # then it is refused below
+    before = [] if progress is None else progress.request.commits
     rules = rules_of(values, names)
     try:
         with session.out.progress("merging") as shown:
-            commit = repo.continue_merge(
+            commit = repo.merges.resume(
                 values.branch,
                 method=merge_models.method_of(values),
                 resolve=rules,
@@ -105,7 +105,7 @@ def _continue(session: Session) -> int:
 
 
 def _abort(session: Session) -> int:
-    session.repo.abort_merge(session.flags.branch)
+    session.repo.merges.abort(session.flags.branch)
     where = session.flags.branch or session.repo.head.branch or "HEAD"
     session.out.line(f"Dropped the merge into {where}, which is where it was")
     fields = {"outcome": "aborted", "commit": None, "decisions": {}, "conflicts": []}
@@ -115,7 +115,7 @@ def _abort(session: Session) -> int:
 
 def _rerun(session: Session) -> int:
     with session.out.progress("merging again") as shown:
-        found = session.repo.remerge(session.flags.rerun, shown)
+        found = session.repo.merges.rerun(session.flags.rerun, shown)
     commit = found.commit
     if found.is_same:
         session.out.line(f"The same: {commit.digest[:8]} {commit.summary}")
@@ -163,7 +163,7 @@ def unfinished(session: Session, error: ConflictError, branch: str | None) -> in
         error: that names the conflicts.
         branch: that the merge moves; None for the current one.
     """
-    progress = session.repo.merge_progress(branch)
+    progress = session.repo.merges.get(branch)
     if progress is None or progress.has_moved:
         raise error
     if session.flags.interactive:
@@ -171,13 +171,13 @@ def unfinished(session: Session, error: ConflictError, branch: str | None) -> in
             commit = merge_asking.settle(session, progress, branch)
         except ConflictError as left:
             return _report(session, left, branch)
-        return finished(session, commit, progress.state.commits)
+        return finished(session, commit, progress.request.commits)
     return _report(session, error, branch)
 
 
 def _report(session: Session, error: ConflictError, branch: str | None) -> int:
     """Reports what is left to settle, as a document too."""
-    progress = session.repo.merge_progress(branch)
+    progress = session.repo.merges.get(branch)
     if not session.out.json or progress is None:
         raise error
     fields = {"outcome": "conflict", "commit": None, "decisions": {}}

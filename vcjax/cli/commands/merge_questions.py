@@ -37,7 +37,7 @@ def settle(session: Session, progress: "MergeProgress", branch: str | None) -> "
     """
     left = dict(progress.left)
     total = len(left)
-    method: Mapping[str, Any] | None = progress.state.method
+    method: Mapping[str, Any] | None = progress.request.method
     skipped: set[str] = set()
     while rest := [path for path in left if path not in skipped]:
         path = rest[0]
@@ -57,11 +57,11 @@ def settle(session: Session, progress: "MergeProgress", branch: str | None) -> "
             if method is None:
                 continue
         side = _choices(progress, left[path])[kind]
-        session.repo.decide_merge(branch, resolve=_rules(paths, side), method=new)
+        session.repo.merges.decide(branch, resolve=_rules(paths, side), method=new)
         for name in paths:
             del left[name]
     with session.out.progress("merging") as shown:
-        return session.repo.continue_merge(branch, progress=shown)
+        return session.repo.merges.resume(branch, progress=shown)
 
 
 def _rules(paths: list[str], side: str) -> list[tuple[str, str]]:

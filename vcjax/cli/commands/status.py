@@ -20,7 +20,7 @@ def run(session: Session) -> int:
     head = repo.head
     ref = repo.refs.get(f"refs/heads/{head.branch}" if head.branch else "HEAD")
     tip = None if ref is None else repo.history.commit(ref.commit)
-    merges = repo.merges_under_way()
+    merges = repo.merges.all()
     where = f"On branch {head.branch}" if head.branch else "HEAD is on no branch"
     at = "no commit yet" if tip is None else f"{tip.digest[:8]} {tip.summary}"
     lines: list[Line] = [report.line(where), report.line(at)]
@@ -39,14 +39,14 @@ def _lines(progress: "MergeProgress", current: str) -> list[Line]:
     from vcjax.errors import listing
     from vcjax.threeway.rules import explain
 
-    state, left = progress.state, progress.left
-    flag = "" if state.short == current else f" --branch={state.short}"
+    request, left = progress.request, progress.left
+    flag = "" if request.short == current else f" --branch={request.short}"
     total = len(progress.plan.conflicts)
-    what = f"Merging {listing(state.names[1:])} into {state.short}"
+    what = f"Merging {listing(request.names[1:])} into {request.short}"
     lines = [report.line(), report.line(f"{what}: {len(left):,} of {total:,} conflicts left")]
     if progress.has_moved:
         where = f"to {progress.tip[:8]}" if progress.tip else "and is gone"
-        lines.append(report.line(f"  {state.short} has moved {where} since {state.ours[:8]}"))
+        lines.append(report.line(f"  {request.short} has moved {where} since {request.ours[:8]}"))
     for path, decision in list(left.items())[:SHOWN]:
         words = explain(decision, progress.sides)
         lines.append(report.line("  ", Span(path or "(root)", "red"), f"  {words}"))

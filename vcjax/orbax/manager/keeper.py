@@ -60,11 +60,11 @@ class StepKeeper(KnownSteps):
         Raises:
             Exception: that of the step saved before, on whichever process it failed.
         """
-        if not self.repo.is_shared:
+        if not self.repo.processes.is_shared:
             return find([bring()])
         was_stale, self.is_stale = self.is_stale, True  # until all have taken the news
         try:
-            told = self.repo.agree(find, bring)
+            told = self.repo.processes.agree(find, bring)
         except VcjaxError:
             if not self.leads:  # this process may know better what went wrong
                 self.settle()
@@ -77,7 +77,7 @@ class StepKeeper(KnownSteps):
                 self.take(told["news"])
             except BaseException as error:
                 if told.get("is_followed"):  # by a commit, for which the others wait
-                    self.repo.decline(error)
+                    self.repo.processes.decline(error)
                 raise
         self.is_stale = was_stale and (told is None or "dropped" not in told["news"])
         return told
@@ -102,7 +102,7 @@ class StepKeeper(KnownSteps):
         Args:
             is_stale: whether some process may know other steps than this one.
         """
-        if self.repo.is_shared:
+        if self.repo.processes.is_shared:
             self.raise_retired(only_done=True)
         news = self.news(is_stale)
         self.take(news)
@@ -161,7 +161,7 @@ class StepKeeper(KnownSteps):
             return [n for n in found if latest is None or n not in (latest.step, step.step)]
 
         found = self.after_adding(step, numbers)
-        if not self.repo.is_shared or not found:
+        if not self.repo.processes.is_shared or not found:
             return found
         # Elsewhere they are listed again once they were found to be spared.
         spared = set(self._pointers(besides=self._branch).values())
@@ -207,7 +207,7 @@ class StepKeeper(KnownSteps):
         with self._lock:
             self.index.add(replace(saving.step, commit=commit.digest, time=commit.time))
             self.dropped.pop(number, None)
-            if self.repo.is_shared:  # else it is known once they are pruned
+            if self.repo.processes.is_shared:  # else it is known once they are pruned
                 self.dropped.update((step.step, step.commit) for step in saving.gone)
         if overtaken:  # somebody was faster, and this step follows theirs
             self._catch_up(before, commit.digest)
@@ -219,7 +219,7 @@ class StepKeeper(KnownSteps):
             return
         self._tip = after
         self.is_stale = True  # to be told of by process 0, next time that all are together
-        if not self.repo.is_shared:
+        if not self.repo.processes.is_shared:
             self.reload()
 
     def raise_failure(self, instead_of: int | None = None) -> None:
@@ -279,7 +279,7 @@ class StepKeeper(KnownSteps):
         report = self.repo.prune([step.commit for step in steps], policy)
         spared = [step for step in steps if step.commit not in report.commits]
         with self._lock:
-            if self.repo.is_shared:
+            if self.repo.processes.is_shared:
                 self._spared += spared
             else:
                 self.forget(steps, spared)
@@ -314,7 +314,7 @@ class StepKeeper(KnownSteps):
             return [self._read_tip(), spared]
 
         was_stale, self.is_stale = self.is_stale, True  # in case that half of it fails
-        tip, spared = self.repo.agree(find)
+        tip, spared = self.repo.processes.agree(find)
         self.is_stale = was_stale
         if tip != self._tip:
             self.repo.refresh()
@@ -333,7 +333,9 @@ class StepKeeper(KnownSteps):
         try:
             self.raise_failure()
         finally:
-            if self.repo.is_shared:  # errors are raised when all processes are together next
+            if (
+                self.repo.processes.is_shared
+            ):  # errors are raised when all processes are together next
                 wait(self._retiring)
             else:
                 self.raise_retired()

@@ -1,6 +1,6 @@
 """The steps on a branch as a manager knows them, the same on all processes of a program.
 
-What process 0 finds in the repository is told to the others (`Repository.agree`), so that
+What process 0 finds in the repository is told to the others (`Group.agree`), so that
 they never act on different branch tips, notes of prunings or verdicts of `best_fn`. What
 follows from a commit, which never changes, each process reads itself.
 """
@@ -53,7 +53,7 @@ class KnownSteps:
     @property
     def leads(self) -> bool:
         """Whether this process acts for all: it is alone, or process 0."""
-        if not self.repo.is_shared:
+        if not self.repo.processes.is_shared:
             return True
         import jax
 
@@ -72,7 +72,7 @@ class KnownSteps:
         def find(_: Any) -> dict[str, Any]:
             return self._survey(commits, root_metadata)
 
-        self._adopt(self.repo.agree(find, self._ready), commits)
+        self._adopt(self.repo.processes.agree(find, self._ready), commits)
 
     def _ready(self) -> None:
         """What has to be over before the steps are read."""

@@ -129,14 +129,14 @@ class CheckpointManager(StepReader):
             return False
         if self._decides or self._says_the_same_everywhere:
             return self._policy_agrees(step)
-        return self.repo.agree(
+        return self.repo.processes.agree(
             lambda _: self._policy_agrees(step), lambda: self.reached_preemption(step)
         )
 
     @property
     def _says_the_same_everywhere(self) -> bool:
         """Whether no process has to be asked about whether to save."""
-        if not self.repo.is_shared:
+        if not self.repo.processes.is_shared:
             return True
         mine = type(self).should_save is CheckpointManager.should_save
         return mine and is_pure(self._save_policy)
@@ -204,7 +204,7 @@ class CheckpointManager(StepReader):
         if self._options.read_only or (asks and self._says_the_same_everywhere):
             if self._options.read_only or not self.should_save(step):
                 checked_step(step)
-                if not self.repo.is_shared:  # else it would take a message to fail alike
+                if not self.repo.processes.is_shared:  # else it would take a message to fail alike
                     self._check_arguments(items, args)
                 return False
             asks = False

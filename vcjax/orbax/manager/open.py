@@ -50,7 +50,7 @@ def open_repository(
     else:
         agree(url, timeout_s, lambda _: make().url, prepare)
         repo = _opened(directory, options)
-    repo.local, repo.process_timeout_s = local, timeout_s
+    repo.processes.local, repo.processes.timeout = local, timeout_s
     return repo
 
 

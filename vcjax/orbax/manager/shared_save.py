@@ -92,7 +92,7 @@ class Sharing:
     """
 
     def __init__(self, repo: Repository | None, token: str):
-        self._repo = repo if repo is not None and repo.is_shared else None
+        self._repo = repo if repo is not None and repo.processes.is_shared else None
         self._token = token
         self._numbers = itertools.count()
         self.is_over = False
@@ -107,7 +107,7 @@ class Sharing:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None and not self.is_over and self._repo is not None:
-            self._repo.decline(error)
+            self._repo.processes.decline(error)
 
     @property
     def leads(self) -> bool:
@@ -132,7 +132,7 @@ class Sharing:
             finish()
 
         self.is_over = True  # whatever fails now is told by this
-        self._repo.agree(find, bring)
+        self._repo.processes.agree(find, bring)
         self.is_over = False
 
     @contextmanager

@@ -147,19 +147,19 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         if directory is not None:
             other = copy.copy(self)
-            other.repo = Repository.open(directory, local=self.repo.local)
-            other.repo.process_timeout_s = self.repo.process_timeout_s
+            other.repo = Repository.open(directory, local=self.repo.processes.local)
+            other.repo.processes.timeout = self.repo.processes.timeout
             other._keeper = StepKeeper(other.repo, self._options)
             other._keeper.reload()
             return other.restore(step, items, restore_kwargs, args=args, like=like)
         began = time.time()
         if step is None:
-            step = self.repo.agree(lambda _: self.latest_step(), self._keeper.settle)
+            step = self.repo.processes.agree(lambda _: self.latest_step(), self._keeper.settle)
         else:
             step = checked_step(step)
         if step is None:
             raise FileNotFoundError(f"no step has been saved in {self.directory}")
-        if self.repo.is_shared:
+        if self.repo.processes.is_shared:
             self._take_in(step)
         commit = self.repo.resolve(self._require(step).commit)
         if like is None and items is not None and not self._handlers.are_given:
@@ -208,7 +208,7 @@ class StepReader(ocp.AbstractCheckpointManager):
             self._keeper.settle()
             return step not in self._keeper.index and step not in self._keeper.dropped
 
-        if self.repo.agree(any, is_unknown):
+        if self.repo.processes.agree(any, is_unknown):
             self._keeper.follow(self._keeper.settle)
 
     def _log(self, event: str, step: int, began: float) -> None:

@@ -1,0 +1,133 @@
+"""`MergeRequest`: what a merge by history was asked for; asked, recorded and replayed alike."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from vcjax.errors import CorruptionError
+from vcjax.history import canonical
+from vcjax.history.refnames import HEAD, HEADS
+
+HINT = "`vcjax merge --abort` drops it; the branch is where it was"
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Everything that decides what a merge by history comes to, as plain data.
+
+    Attributes:
+        target: full name of the ref that the merge moves; "HEAD" if that is on no branch.
+        ours: digest of the commit that it was at.
+        theirs: digests of the other sides.
+        names: of all sides as the user wrote them, ours first.
+        rules: (leaf path glob, side) in the order in which they count. A side is "ours",
+            "theirs" or the name of one, "base", or "method".
+        method: {"name": …, "parameters": …}, for conflicts that no rule settles.
+        weights: for the method: numbers, one per side, or [glob, numbers] pairs.
+        key: for the method: an int, or the words of a PRNG key with its kind.
+        message: of the commit; None for the usual one.
+        author: who began it.
+        metadata: of the commit.
+        metrics: of the commit.
+        started: seconds since 1970 UTC.
+    """
+
+    target: str
+    ours: str
+    theirs: tuple[str, ...]
+    names: tuple[str, ...]
+    rules: tuple[tuple[str, str], ...] = ()
+    method: Mapping[str, Any] | None = None
+    weights: Any = None
+    key: Any = None
+    message: str | None = None
+    author: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+
+    @property
+    def short(self) -> str:
+        """The name of the branch, or "HEAD"."""
+        return self.target.removeprefix(HEADS)
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """Digests of all sides, ours first."""
+        return (self.ours, *self.theirs)
+
+    def among(self, kept: Sequence[int]) -> "MergeRequest":
+        """The same of some of the sides, ours among them, by their places."""
+        if len(kept) == len(self.commits):
+            return self
+        return replace(
+            self,
+            theirs=tuple(self.commits[at] for at in kept[1:]),
+            names=tuple(self.names[at] for at in kept),
+            weights=_weights_among(self.weights, kept, len(self.commits)),
+        )
+
+    def encode(self) -> bytes:
+        """The record that is stored."""
+        return canonical.encode_record(asdict(self))
+
+    @classmethod
+    def decode(cls, key: str, data: bytes) -> "MergeRequest":
+        """The request in a stored record.
+
+        Raises:
+            CorruptionError: the record is damaged.
+        """
+        body = canonical.decode_record(key, data, HINT)
+        try:
+            return cls(
+                **{
+                    **{name: body[name] for name in cls.__dataclass_fields__},
+                    "theirs": tuple(body["theirs"]),
+                    "names": tuple(body["names"]),
+                    "rules": tuple((glob, side) for glob, side in body["rules"]),
+                }
+            )
+        except (LookupError, TypeError, ValueError) as error:
+            raise CorruptionError(f"{key} is no state of a merge", hint=HINT) from error
+
+    def provenance(self) -> dict[str, Any]:
+        """What the commit records of it; with `of_provenance` it can be asked again."""
+        return {
+            "operation": "merge",
+            "inputs": list(self.commits),
+            "names": list(self.names),
+            "rules": [list(rule) for rule in self.rules],
+            "method": self.method,
+            "weights": self.weights,
+            "key": self.key,
+        }
+
+    @classmethod
+    def of_provenance(cls, provenance: Mapping[str, Any]) -> "MergeRequest":
+        """The request that a merge commit says it answered; it moves `HEAD`, if anything.
+
+        Raises:
+            KeyError: the commit does not record it.
+        """
+        ours, *theirs = provenance["inputs"]
+        return cls(
+            target=HEAD,
+            ours=ours,
+            theirs=tuple(theirs),
+            names=tuple(provenance["names"]),
+            rules=tuple((glob, side) for glob, side in provenance["rules"]),
+            method=provenance["method"],
+            weights=provenance["weights"],
+            key=provenance["key"],
+        )
+
+
+def _weights_among(weights: Any, kept: Sequence[int], count: int) -> Any:
+    """The weights of some of the sides, if there are as many as sides."""
+    if not isinstance(weights, list):
+        return weights
+    if any(isinstance(pair, list) for pair in weights):
+        return [[glob, _weights_among(numbers, kept, count)] for glob, numbers in weights]
+    return [weights[at] for at in kept] if len(weights) == count else weights

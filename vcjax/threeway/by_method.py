@@ -1,0 +1,182 @@
+"""Conflicts that a merge method settles: as jobs of the streaming executor, and their results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from vcjax import merging
+from vcjax.errors import ConflictError, MergeError
+from vcjax.history import LeafEntry, MergeRequest
+from vcjax.merging import MergeMethod
+from vcjax.merging.config import as_method
+from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
+from vcjax.merging.records import key_of_record, weights_of_record
+from vcjax.objects import ObjectStore
+from vcjax.streaming.destination import fingerprint
+from vcjax.streaming.job import Job
+from vcjax.streaming.merge import run_into_store
+from vcjax.streaming.model import stored_leaf
+from vcjax.threeway import Decision
+from vcjax.threeway.rules import Choice, advice, explain, side_names
+from vcjax.threeway.settle import Settled
+
+
+class Jobs(NamedTuple):
+    """What is to be merged.
+
+    Attributes:
+        jobs: one per leaf.
+        taken: {leaf path: places of the sides that it is merged from}.
+        what: 64 hex digits that change with anything that changes the result.
+    """
+
+    jobs: list[Job]
+    taken: dict[str, tuple[int, ...]]
+    what: str
+
+
+def into_store(
+    conflicts: Mapping[str, Decision],
+    request: MergeRequest,
+    objects: ObjectStore,
+    progress: Callable[[int, int], None] | None = None,
+) -> Settled:
+    """Settles conflicts by the method of a request, and stores the leaves.
+
+    If the process is killed, the same merge goes on where it was.
+
+    Args:
+        conflicts: by leaf path.
+        request: with a method.
+        objects: where leaves are read and written.
+        progress: called with the bytes that were read so far, and of all.
+
+    Raises:
+        ConflictError: a conflict is not one of numbers.
+        MergeError: the method cannot settle it.
+    """
+    jobs, taken, what = plan_jobs(conflicts, request, objects)
+    output = run_into_store(jobs, objects, what, key_of_record(request.key), progress)
+    return Settled(choices(output.finish(), taken), output)
+
+
+def plan_jobs(
+    conflicts: Mapping[str, Decision], request: MergeRequest, objects: ObjectStore
+) -> Jobs:
+    """What has to be merged for the method of a request to settle conflicts.
+
+    A leaf is merged from the sides that changed it; by a method that looks at whole
+    models, from all sides.
+
+    Args:
+        conflicts: by leaf path.
+        request: with a method.
+        objects: where the leaves are read.
+
+    Raises:
+        ConflictError: a conflict is not one of numbers.
+        MergeError: the method cannot settle it.
+    """
+    method = as_method(request.method)
+    assert method is not None
+    stuck = [d for d in conflicts.values() if d.verdict != "conflict"]
+    if stuck:
+        sides = side_names(request.names)
+        raise ConflictError(
+            "these conflicts cannot be settled by a merge method:",
+            paths=[f"{d.path}: {explain(d, sides)}" for d in stuck],
+            hint=advice(stuck),
+        )
+    lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
+    if method.needs_base and lacking:
+        raise MergeError(
+            f"{method.name} needs a base, and there is none for {', '.join(lacking)}",
+            hint="use a method that needs none, such as average()",
+        )
+    weights, key = weights_of_record(request.weights), key_of_record(request.key)
+    models = len(request.commits)
+    fewest, most = method.models
+    count = max(fewest, min(models, most or models))  # leaf by leaf below
+    check_inputs(method, count, method.needs_base, weights, None, key)
+    check_globs(method, weights, list(conflicts))
+    taken = {path: _participants(path, d, method) for path, d in conflicts.items()}
+    jobs = [
+        _job(path, d, taken[path], method, weights_of(weights, path, models), objects)
+        for path, d in conflicts.items()
+    ]
+    what = fingerprint(
+        sides=models,
+        leaves=[
+            (path, taken[path], [d.sides[at].digest for at in taken[path]])
+            for path, d in conflicts.items()
+        ],
+        base=[getattr(d.base, "digest", None) for d in conflicts.values()],
+        method=merging.to_config(method),
+        weights=request.weights,
+        key=request.key,
+    )
+    return Jobs(jobs, taken, what)
+
+
+def choices(
+    entries: Mapping[str, LeafEntry], taken: Mapping[str, tuple[int, ...]]
+) -> dict[str, Choice]:
+    """Merged leaves as what settles their conflicts.
+
+    Args:
+        entries: by leaf path.
+        taken: the sides that each is from.
+    """
+    return {path: Choice(entry, taken[path]) for path, entry in entries.items()}
+
+
+def _participants(path: str, decision: Decision, method: MergeMethod) -> tuple[int, ...]:
+    """The sides that a leaf is merged from, by their places.
+
+    Raises:
+        MergeError: the method takes another number of models.
+    """
+    sides = decision.changed
+    if method.locality == "model" and len(sides) < len(decision.sides):
+        spec = decision.sides[sides[0]].spec
+        for at, node in enumerate(decision.sides):
+            if not isinstance(node, LeafEntry) or node.spec.shape != spec.shape:
+                raise MergeError(
+                    f"{method.name} looks at whole models, and side {at + 1} lacks {path!r}",
+                    hint="merge two at a time, or use a method that works leaf by leaf",
+                    path=path,
+                )
+        sides = tuple(range(len(decision.sides)))
+    fewest, most = method.for_leaf(path).models
+    if len(sides) < fewest or (most is not None and len(sides) > most):
+        limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+        raise MergeError(
+            f"{method.for_leaf(path).name} takes {limit} model{'s' * (fewest != 1)}, and "
+            f"{len(sides)} sides changed {path!r}",
+            hint="merge two at a time, or settle this leaf by a rule",
+            path=path,
+        )
+    return sides
+
+
+def _job(
+    path: str,
+    decision: Decision,
+    sides: Sequence[int],
+    method: MergeMethod,
+    weights: Sequence[float],
+    objects: ObjectStore,
+) -> Job:
+    """A conflict as a job; the result has the spec (home, Variable type) of the first side."""
+    base = None
+    if method.needs_base:  # whether this part of it does or not: `keep` takes it
+        base = stored_leaf(path, decision.base, objects)
+    job = Job(
+        path,
+        decision.sides[sides[0]].spec,
+        tuple(stored_leaf(path, decision.sides[at], objects) for at in sides),
+        base,
+        method.for_leaf(path),
+        tuple(weights[at] for at in sides),
+    )
+    check_complex(job.method, path, [leaf.data for leaf in job.leaves])
+    return job
