@@ -190,7 +190,7 @@ def transfers(monkeypatch):
 
     for module in (leaf, tree_package):  # the package keeps what was asked of it before
         monkeypatch.setattr(module, "is_remote", lambda data: isinstance(data, jax.Array))
-    monkeypatch.setattr(leaves, "faster_backend", lambda device: "device")
+    monkeypatch.setattr(leaves, "faster_on", lambda device: "device")
     fetch = leaf._fetched
 
     def counted(data, region):

@@ -11,6 +11,7 @@ from vcjax.hashing.device import digest_on_devices
 from vcjax.hashing.digests import LeafDigest, value_digest
 from vcjax.hashing.host import digest_arrays
 from vcjax.hashing.memo import DigestMemo
+from vcjax.hashing.schedule import Device
 from vcjax.hashing.speed import faster_backend
 
 Backend = Literal["device", "host"]
@@ -65,7 +66,7 @@ def iter_digests(
         else:
             on_host[path] = leaf
     arrays = [(leaf.spec.dtype, leaf.data) for leaf in on_device.values()]
-    found = zip(on_device, digest_on_devices(arrays), strict=True)
+    found = zip(on_device, digest_on_devices(arrays), strict=True) if arrays else ()
     arrays = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in on_host.values())
     for path, digest in chain(found, zip(on_host, digest_arrays(arrays), strict=True)):
         if memo is not None:
@@ -79,7 +80,16 @@ def _backend(path: str, leaf: tree.Leaf, backend: Backend | None) -> Backend:
     tree.refuse_spanning(leaf, path)
     if backend is not None:
         return backend
-    return faster_backend(min(leaf.data.devices(), key=lambda device: device.id))
+    return faster_on(min(leaf.data.devices(), key=lambda device: device.id))
+
+
+def faster_on(device: Device) -> Backend:
+    """The backend for arrays on a device.
+
+    CPU devices: the host, unmeasured. The SIMD package reads the same memory without a
+    copy and was 10 to 15 times faster than the JAX kernel wherever it was measured.
+    """
+    return "host" if device.platform == "cpu" else faster_backend(device)
 
 
 def tree_digests(tree_: Any, *, backend: Backend | None = None) -> dict[str, str]:

@@ -9,11 +9,11 @@ from .commit import Change as Change
 from .commit import Commit as Commit
 from .commit import Details as Details
 from .database import History as History
-from .kept_merges import KeptMerges as KeptMerges
 from .manifest import LeafEntry as LeafEntry
 from .manifest import Manifest as Manifest
 from .manifest import Packed as Packed
 from .manifest_changes import StoredTrees as StoredTrees
+from .merge_request import KeptMerges as KeptMerges
 from .merge_request import MergeRequest as MergeRequest
 from .metadata import checked_metadata as checked_metadata
 from .metadata import checked_metrics as checked_metrics

@@ -24,8 +24,8 @@ from vcjax.errors import RevisionError
 from vcjax.history import ancestry
 from vcjax.history.commit import Commit
 from vcjax.history.metadata import best_value, lower_is_better
-from vcjax.history.reflog import RefReader
 from vcjax.history.refnames import ALIASES, HEAD, HEADS, REMOTES, TAGS, is_name
+from vcjax.history.refs import Refs
 
 _REVISION = re.compile(r"(.*?)(?:@\{([0-9]{1,18})\})?((?:[~^][0-9]{0,18})*)", re.S)
 _STEP = re.compile(r"([~^])([0-9]*)")
@@ -42,7 +42,7 @@ class Resolver:
         find_prefix: digest prefix -> digests of all commits that begin with it.
     """
 
-    refs: RefReader
+    refs: Refs
     lookup: Callable[[str], Commit]
     find_prefix: Callable[[str], list[str]]
 

@@ -16,9 +16,8 @@ from vcjax.errors import FormatError, MergeError, StructureError
 from vcjax.formats import files, sharded
 from vcjax.mergekit.methods import Known, known
 from vcjax.mergekit.recipe import Recipe, Slice, progress_of_layers
-from vcjax.streaming.destination import fingerprint
+from vcjax.streaming.destination import Progress, fingerprint, run_into_files
 from vcjax.streaming.job import Job
-from vcjax.streaming.merge import Progress, run_into_files
 from vcjax.streaming.model import Model, of_file, order
 
 LAYER = re.compile(r"(.*?\b(?:layers|layer|h|blocks|block))\.(\d+)\.(.+)", re.DOTALL)

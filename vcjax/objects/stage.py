@@ -35,7 +35,7 @@ def stage(
 
     check_depth(root)
     leaves = tree.leaf_dict(root)
-    lazy = {path: leaf for path, leaf in leaves.items() if tree.is_lazy(leaf)}
+    lazy = {path: leaf for path, leaf in leaves.items() if leaf.is_lazy}
     arrays = {
         path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value and path not in lazy
     }

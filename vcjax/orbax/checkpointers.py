@@ -29,7 +29,8 @@ from vcjax.orbax.items.step_content import described, restored, staged
 from vcjax.orbax.items.stored_item import from_first, stored_items
 from vcjax.orbax.manager.options import is_local, process_timeout
 from vcjax.orbax.manager.shared_save import Sharing
-from vcjax.processes.conversation import agree, several
+from vcjax.processes.conversation import agree
+from vcjax.processes.group import several
 from vcjax.repo import Repository
 from vcjax.repo.settings import locate
 

@@ -7,7 +7,6 @@ devices would wait for ever as soon as two processes launch it in different orde
 """
 
 import atexit
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -43,17 +42,6 @@ _kept: defaultdict[str, set[int]] = defaultdict(set)
 """Those of process 0 whose messages are still there, as not all may have read them."""
 
 _lock = threading.Lock()  # of these three
-
-
-def several(url: str) -> bool:
-    """Whether this is one of several processes, which share the repository at a URL.
-
-    Does not load JAX, and does not start its devices before `jax.distributed` is.
-    """
-    jax = sys.modules.get("jax")
-    if jax is None or url.startswith("memory://") or not jax.distributed.is_initialized():
-        return False
-    return jax.process_count() > 1
 
 
 class Conversation:

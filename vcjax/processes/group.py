@@ -1,9 +1,21 @@
 """The processes that use one repository together, and what they must decide alike."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 TIMEOUT_SECONDS = 60.0
+
+
+def several(url: str) -> bool:
+    """Whether this is one of several processes, which share the repository at a URL.
+
+    Does not load JAX, and does not start its devices before `jax.distributed` is.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or url.startswith("memory://") or not jax.distributed.is_initialized():
+        return False
+    return jax.process_count() > 1
 
 
 class Group:
@@ -24,11 +36,7 @@ class Group:
     @property
     def is_shared(self) -> bool:
         """Whether this is one of several processes that commit to the repository together."""
-        if self.local:
-            return False
-        from vcjax.processes.conversation import several
-
-        return several(self._url)
+        return not self.local and several(self._url)
 
     def agree(
         self,

@@ -272,7 +272,7 @@ class Merges:
         """
         from vcjax.threeway.rerun import rerun
 
-        return rerun(self._repo, self._repo.resolve(revision), progress)
+        return rerun(self._repo, self._repo.objects, self._repo.resolve(revision), progress)
 
     def _under_way(self, branch: str | None) -> MergeRequest:
         """The merge under way into a branch.

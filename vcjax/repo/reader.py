@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vcjax import history
@@ -56,7 +57,6 @@ class Reader:
         self.history = History(store)
         self.prunings = Prunings(store)
         self.kept_merges = KeptMerges(store)
-        self._objects: ObjectStore | None = None
         self.resolver = Resolver(self.refs, self.history.commit, self.history.find_prefix)
 
     @classmethod
@@ -82,14 +82,12 @@ class Reader:
         """
         return cls.open(settings_.find(start))
 
-    @property
+    @cached_property
     def objects(self) -> "ObjectStore":
         """Leaf objects and packs."""
-        if self._objects is None:
-            from vcjax.objects import ObjectStore  # 0.03 s that `vcjax log` need not wait for
+        from vcjax.objects import ObjectStore  # 0.03 s that `vcjax log` need not wait for
 
-            self._objects = ObjectStore(self.store, compress=self.settings.compress)
-        return self._objects
+        return ObjectStore(self.store, compress=self.settings.compress)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -281,7 +279,7 @@ class Reader:
         """
         from vcjax.repo.trajectory import trace
 
-        return trace(self, over, paths)
+        return trace(self, self.objects, over, paths)
 
     def diff(
         self,

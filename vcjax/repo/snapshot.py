@@ -80,7 +80,7 @@ def snapshot(root: Any, needed: Needed) -> Any:
 
 
 def _snapshot(needed: Needed, path: str, leaf: tree.Leaf) -> tree.Leaf:
-    if leaf.spec.is_value or tree.is_lazy(leaf):
+    if leaf.spec.is_value or leaf.is_lazy:
         return leaf
     if path in needed:
         parts = {tree.bounds(region): tree.canonical(leaf, region) for region in needed[path]}

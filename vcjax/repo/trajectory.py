@@ -59,19 +59,16 @@ class Trajectory:
 
 
 class Source(Protocol):
-    """Where commits and their leaves are read: a repository."""
+    """Where commits are read: a repository."""
 
     history: History
     prunings: Prunings
     resolver: Resolver
 
-    @property
-    def objects(self) -> "ObjectStore":
-        """Leaf objects and packs."""
-        ...
 
-
-def trace(repo: Source, over: str, paths: str | Sequence[str] | None) -> Trajectory:
+def trace(
+    repo: Source, objects: "ObjectStore", over: str, paths: str | Sequence[str] | None
+) -> Trajectory:
     """What leaves did over a range of commits; see `Reader.trajectory`."""
     commits = line(repo, over)
     pruned = repo.prunings.all()
@@ -85,7 +82,7 @@ def trace(repo: Source, over: str, paths: str | Sequence[str] | None) -> Traject
     chosen = select(list(names), paths)
     if not chosen:
         raise TreeError("these commits have no leaf that is an array of numbers")
-    traces = (_traced(repo, path, [leaves.get(path) for leaves in kept]) for path in chosen)
+    traces = (_traced(objects, path, [leaves.get(path) for leaves in kept]) for path in chosen)
     return Trajectory(tuple(commits), tuple(traces))
 
 
@@ -114,9 +111,9 @@ def _is_numeric(entry: LeafEntry) -> bool:
     return not entry.spec.is_value and key_impl(entry.spec.dtype) is None
 
 
-def _traced(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> LeafTrace:
+def _traced(objects: "ObjectStore", path: str, entries: Sequence[LeafEntry | None]) -> LeafTrace:
     """The trace of one leaf; three of its versions are in memory at the most."""
-    rows = list(_rows(repo, path, entries))
+    rows = list(_rows(objects, path, entries))
     norm, distance, step = zip(*rows, strict=True)
     return LeafTrace(path, norm, distance, step)
 
@@ -124,7 +121,7 @@ def _traced(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> Lea
 _Row = tuple[float | None, float | None, float | None]
 
 
-def _rows(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> Iterator[_Row]:
+def _rows(objects: "ObjectStore", path: str, entries: Sequence[LeafEntry | None]) -> Iterator[_Row]:
     first: tuple[LeafEntry, np.ndarray] | None = None
     before: tuple[LeafEntry, np.ndarray] | None = None
     row: _Row = (None, None, None)
@@ -137,7 +134,7 @@ def _rows(repo: Source, path: str, entries: Sequence[LeafEntry | None]) -> Itera
             row = (row[0], row[1], 0.0)
             yield row
             continue
-        array = dict(repo.objects.read({path: entry}))[path]
+        array = dict(objects.read({path: entry}))[path]
         now = (entry, array)
         first = first or now
         norm = leaf_statistics(entry.spec.dtype, array, array)["norm_new"]

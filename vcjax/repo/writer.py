@@ -210,17 +210,18 @@ class Writer:
         """
         from vcjax import hashing
         from vcjax.repo.snapshot import require_stored
-        from vcjax.tree import is_lazy, leaf_dict
+        from vcjax.tree import leaf_dict
 
         known = digested or {}
         rest = {
             path: leaf
             for path, leaf in leaf_dict(root).items()
-            if not leaf.spec.is_value and path not in known and not is_lazy(leaf)
+            if not leaf.spec.is_value and path not in known and not leaf.is_lazy
         }
 
         def staged(before: Manifest | None) -> Manifest:
-            require_stored(root, known, before)
+            if known:
+                require_stored(root, known, before)
             digests = chain(known.items(), hashing.iter_digests(rest, memo=self._memo))
             return stage(root, self._repo.objects, before, digests)
 

@@ -4,8 +4,9 @@ Both note what is complete, under a key that says what is being made, so that
 a merge that was killed goes on where it was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,13 +20,16 @@ from vcjax.hashing import digest_bytes
 from vcjax.history import LeafEntry, Manifest
 from vcjax.objects import ObjectStore
 from vcjax.objects.stage import stage
-from vcjax.streaming.executor import Piece
+from vcjax.streaming.executor import Piece, execute
 from vcjax.streaming.job import Job
 
 BATCH_BYTES = 64 * 1024 * 1024
 """How many bytes of merged leaves are stored at once; a larger leaf alone."""
 
 DIGEST_BYTES = 32
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that were read so far, and of all."""
 
 
 class Output(Protocol):
@@ -197,6 +201,44 @@ class FileOutput:
     def close(self) -> None:
         """See `Output`."""
         self._writer.close()
+
+
+def run_into_store(
+    jobs: Sequence[Job],
+    objects: ObjectStore,
+    key: str | None,
+    random_key: Any,
+    progress: Progress | None = None,
+) -> StoreOutput:
+    """Runs jobs that an interrupted merge of the same fingerprint has not done yet."""
+    output = StoreOutput(objects, key)
+    with closing(output):
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
+            for piece in pieces:
+                output.write(piece)
+        output.finish()
+    return output
+
+
+def run_into_files(
+    jobs: Sequence[Job],
+    target: Path,
+    metadata: Mapping[str, str],
+    key: str,
+    random_key: Any,
+    *,
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Runs jobs that an interrupted merge of the same key has not done yet."""
+    output = FileOutput(target, jobs, metadata, key, shard_bytes)
+    with closing(output):
+        given = {"done": output.complete, "key": random_key, "progress": progress}
+        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
+            for piece in pieces:
+                output.write(piece)
+        return output.finish()
 
 
 def fingerprint(**parts: Any) -> str:

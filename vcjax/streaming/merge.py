@@ -1,8 +1,7 @@
 """Merging N models whole, without history: plan jobs, run them, commit or write the result."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,15 @@ from vcjax.history import LeafEntry
 from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
 from vcjax.merging.records import record_of_key, record_of_weights
 from vcjax.objects import ObjectStore
-from vcjax.streaming.destination import FileOutput, StoreOutput, fingerprint
-from vcjax.streaming.executor import execute
+from vcjax.streaming.destination import (
+    Progress,
+    StoreOutput,
+    fingerprint,
+    run_into_files,
+    run_into_store,
+)
 from vcjax.streaming.job import Job
 from vcjax.streaming.model import Model, order
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -131,24 +133,6 @@ def to_store(merge: Merge, objects: ObjectStore, progress: Progress | None) -> S
     return run_into_store(merge.jobs(), objects, merge.fingerprint, merge.key, progress)
 
 
-def run_into_store(
-    jobs: Sequence[Job],
-    objects: ObjectStore,
-    key: str | None,
-    random_key: Any,
-    progress: Progress | None = None,
-) -> StoreOutput:
-    """Runs jobs that an interrupted merge of the same fingerprint has not done yet."""
-    output = StoreOutput(objects, key)
-    with closing(output):
-        given = {"done": output.complete, "key": random_key, "progress": progress}
-        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
-            for piece in pieces:
-                output.write(piece)
-        output.finish()
-    return output
-
-
 def to_files(
     merge: Merge,
     target: Path,
@@ -174,26 +158,6 @@ def to_files(
         progress=progress,
         shard_bytes=shard_bytes,
     )
-
-
-def run_into_files(
-    jobs: Sequence[Job],
-    target: Path,
-    metadata: Mapping[str, str],
-    key: str,
-    random_key: Any,
-    *,
-    progress: Progress | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> list[Path]:
-    """Runs jobs that an interrupted merge of the same key has not done yet."""
-    output = FileOutput(target, jobs, metadata, key, shard_bytes)
-    with closing(output):
-        given = {"done": output.complete, "key": random_key, "progress": progress}
-        with closing(execute(jobs, **given)) as pieces:  # pyright: ignore
-            for piece in pieces:
-                output.write(piece)
-        return output.finish()
 
 
 def as_root(first: Model, entries: Mapping[str, LeafEntry]) -> Any:

@@ -1,7 +1,7 @@
 """Conflicts that a merge method settles: as jobs of the streaming executor, and their results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vcjax import merging
 from vcjax.errors import ConflictError, MergeError
@@ -11,9 +11,8 @@ from vcjax.merging.config import as_method
 from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
 from vcjax.merging.records import key_of_record, weights_of_record
 from vcjax.objects import ObjectStore
-from vcjax.streaming.destination import fingerprint
+from vcjax.streaming.destination import fingerprint, run_into_store
 from vcjax.streaming.job import Job
-from vcjax.streaming.merge import run_into_store
 from vcjax.streaming.model import stored_leaf
 from vcjax.threeway import Decision
 from vcjax.threeway.rules import Choice, advice, explain, side_names
@@ -26,12 +25,18 @@ class Jobs(NamedTuple):
     Attributes:
         jobs: one per leaf.
         taken: {leaf path: places of the sides that it is merged from}.
+        method: the record of what merges them.
         what: 64 hex digits that change with anything that changes the result.
     """
 
     jobs: list[Job]
     taken: dict[str, tuple[int, ...]]
+    method: dict[str, Any]
     what: str
+
+    def choices(self, entries: Mapping[str, LeafEntry]) -> dict[str, Choice]:
+        """Merged leaves, by leaf path, as what settles their conflicts."""
+        return {path: Choice(entry, self.taken[path]) for path, entry in entries.items()}
 
 
 def into_store(
@@ -54,9 +59,10 @@ def into_store(
         ConflictError: a conflict is not one of numbers.
         MergeError: the method cannot settle it.
     """
-    jobs, taken, what = plan_jobs(conflicts, request, objects)
-    output = run_into_store(jobs, objects, what, key_of_record(request.key), progress)
-    return Settled(choices(output.finish(), taken), output)
+    plan = plan_jobs(conflicts, request, objects)
+    key = key_of_record(request.key)
+    output = run_into_store(plan.jobs, objects, plan.what, key, progress)
+    return Settled(plan.choices(output.finish()), plan.method, output)
 
 
 def plan_jobs(
@@ -103,6 +109,7 @@ def plan_jobs(
         _job(path, d, taken[path], method, weights_of(weights, path, models), objects)
         for path, d in conflicts.items()
     ]
+    record = merging.to_config(method)
     what = fingerprint(
         sides=models,
         leaves=[
@@ -110,23 +117,11 @@ def plan_jobs(
             for path, d in conflicts.items()
         ],
         base=[getattr(d.base, "digest", None) for d in conflicts.values()],
-        method=merging.to_config(method),
+        method=record,
         weights=request.weights,
         key=request.key,
     )
-    return Jobs(jobs, taken, what)
-
-
-def choices(
-    entries: Mapping[str, LeafEntry], taken: Mapping[str, tuple[int, ...]]
-) -> dict[str, Choice]:
-    """Merged leaves as what settles their conflicts.
-
-    Args:
-        entries: by leaf path.
-        taken: the sides that each is from.
-    """
-    return {path: Choice(entry, taken[path]) for path, entry in entries.items()}
+    return Jobs(jobs, taken, record, what)
 
 
 def _participants(path: str, decision: Decision, method: MergeMethod) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from vcjax.streaming.job import Job
 from vcjax.streaming.merge import Merge, as_root
 from vcjax.streaming.model import Model, of_file
 from vcjax.threeway import Decision
-from vcjax.threeway.by_method import choices, plan_jobs
+from vcjax.threeway.by_method import plan_jobs
 from vcjax.threeway.commit_plan import plan_commits
 from vcjax.threeway.settle import Settled, settle
 
@@ -28,14 +28,9 @@ Progress = Callable[[int, int], None]
 
 
 class Source(Protocol):
-    """Where commits and their leaves are read: a repository."""
+    """Where commits are read: a repository."""
 
     history: History
-
-    @property
-    def objects(self) -> ObjectStore:
-        """Leaf objects and packs."""
-        ...
 
     def require_data(self, commit: Commit) -> None:
         """Raises if the data of a commit were let go."""
@@ -79,7 +74,9 @@ class Rerun:
         }
 
 
-def rerun(repo: Source, commit: Commit, progress: Progress | None = None) -> Rerun:
+def rerun(
+    repo: Source, objects: ObjectStore, commit: Commit, progress: Progress | None = None
+) -> Rerun:
     """Merges again what a merge commit says that it was merged from, and compares.
 
     Raises:
@@ -94,7 +91,7 @@ def rerun(repo: Source, commit: Commit, progress: Progress | None = None) -> Rer
             hint="`vcjax log` shows merges with several parents; `vcjax show` says how it was made",
         )
     try:
-        root = again(repo, provenance, progress)
+        root = again(repo, objects, provenance, progress)
     except KeyError as error:
         raise MergeError(
             f"commit {commit.digest[:8]} does not record its {error.args[0]}",
@@ -128,15 +125,18 @@ def _changed_inputs(commit: Commit, provenance: Mapping[str, Any]) -> str | None
     return None
 
 
-def _by_history(repo: Source, provenance: Mapping[str, Any], progress: Progress | None) -> Any:
+def _by_history(
+    repo: Source, objects: ObjectStore, provenance: Mapping[str, Any], progress: Progress | None
+) -> Any:
     """The root of a merge by history."""
     request = MergeRequest.of_provenance(provenance)
     for digest in (*request.commits, *provenance["bases"]) if request.method else ():
         repo.require_data(repo.history.commit(digest))
 
     def by_method(conflicts: Mapping[str, Decision], request: MergeRequest) -> Settled:
-        jobs, taken, _ = plan_jobs(conflicts, request, repo.objects)
-        return Settled(choices(digests_of(jobs, key_of_record(request.key), progress), taken))
+        plan = plan_jobs(conflicts, request, objects)
+        entries = digests_of(plan.jobs, key_of_record(request.key), progress)
+        return Settled(plan.choices(entries), plan.method)
 
     try:
         return settle(request, repo.history, by_method).manifest.root
@@ -148,7 +148,9 @@ def _by_history(repo: Source, provenance: Mapping[str, Any], progress: Progress 
         ) from error
 
 
-def _whole(repo: Source, provenance: Mapping[str, Any], progress: Progress | None) -> Any:
+def _whole(
+    repo: Source, objects: ObjectStore, provenance: Mapping[str, Any], progress: Progress | None
+) -> Any:
     """The root of a merge of whole models."""
     base = provenance["base"]
     method = as_method(provenance["method"])

@@ -22,10 +22,12 @@ class Settled(NamedTuple):
 
     Attributes:
         choices: by leaf path.
+        method: its record, with all parameters, also those that nobody gave.
         stored: where the leaves were written, whose notes can go once a commit has them.
     """
 
     choices: dict[str, Choice]
+    method: Mapping[str, Any]
     stored: "StoreOutput | None" = None
 
 
@@ -83,8 +85,8 @@ def settle(request: MergeRequest, history: History, by_method: ByMethod) -> Outc
         rest = {path: decision for path, decision in wanted.items() if path not in first}
         merged = {}
         if rest:
-            request = replace(request, method=_spelled_out(request.method))
-            merged, stored = by_method(rest, request)
+            merged, method, stored = by_method(rest, request)
+            request = replace(request, method=method)
         settled |= first | merged
         how |= dict.fromkeys(first, "first") | dict.fromkeys(merged, "method")
     refuse(plan, settled, request.names)
@@ -99,16 +101,6 @@ def settle(request: MergeRequest, history: History, by_method: ByMethod) -> Outc
     }
     root = plan.resolved({path: choice.node for path, choice in settled.items()})
     return Outcome(request, Manifest(root), provenance, stored)
-
-
-def _spelled_out(method: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record of a method with all its parameters, also those that nobody gave."""
-    from vcjax import merging  # JAX, which other merges do without
-    from vcjax.merging.config import as_method
-
-    found = as_method(method)
-    assert found is not None
-    return merging.to_config(found)
 
 
 def default_message(request: MergeRequest) -> str:

@@ -13,7 +13,6 @@ from .globs import select as select
 from .lazy import Excerpt as Excerpt
 from .lazy import LazyArray as LazyArray
 from .lazy import bounds as bounds
-from .lazy import is_lazy as is_lazy
 from .leaf import Leaf as Leaf
 from .leaf import canonical as canonical
 from .leaf import is_remote as is_remote

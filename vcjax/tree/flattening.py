@@ -73,14 +73,14 @@ def _flatten(tree: Any, path: str | None) -> Node | Leaf:
         return Node("none")
     if isinstance(tree, jax.Array) or type(tree) in _LEAF_TYPES:
         return make_leaf(tree, path or "")  # asking JAX's registry takes ten times as long
+    if kind := _MAPPINGS.get(type(tree)):
+        return _flatten_mapping(kind, tree, path)
     if flax.is_variable(tree):
         return _flatten_variable(tree, path)
     if flax.is_graph_node(tree):
         tree = flax.state(tree)
     if flax.is_state(tree):
         return _flatten_mapping("nnx_state", tree, path)
-    if kind := _MAPPINGS.get(type(tree)):
-        return _flatten_mapping(kind, tree, path)
     return _flatten_registered(tree, path)
 
 

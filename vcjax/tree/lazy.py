@@ -92,8 +92,3 @@ class Excerpt:
 def bounds(region: Region) -> tuple[tuple[int, int], ...]:
     """Start and stop along each axis."""
     return tuple((part.start, part.stop) for part in region)
-
-
-def is_lazy(leaf: Any) -> bool:
-    """Whether the data of a leaf are a `LazyArray`."""
-    return isinstance(leaf.data, LazyArray)

@@ -33,6 +33,11 @@ class Leaf:
     spec: LeafSpec
     data: Any
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the data are a `LazyArray`."""
+        return isinstance(self.data, LazyArray)
+
 
 def make_leaf(value: Any, path: str = "", variable: str | None = None) -> Leaf:
     """The leaf for one value of a tree. Nothing is copied or moved between devices.

@@ -11,7 +11,8 @@ from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.orbax.items.handlers import ItemHandlers
 from vcjax.orbax.manager.options import is_local, process_timeout
 from vcjax.orbax.manager.shared_save import clean_folders
-from vcjax.processes.conversation import agree, several
+from vcjax.processes.conversation import agree
+from vcjax.processes.group import several
 from vcjax.repo import Repository
 from vcjax.repo.settings import Settings, locate
 
