@@ -5,9 +5,9 @@ and what another update expresses is computed by the update, region by region wh
 can. Nothing is checked against digests here; whoever asked for a leaf does that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,71 +15,16 @@ import tensorstore as ts
 
 from vcjax import updates
 from vcjax.errors import CorruptionError, MissingObjectError, UnknownFormatError, VcjaxError
-from vcjax.hashing import chunk_digests, chunk_runs, chunk_shape, chunk_slices, joined_digest
-from vcjax.hashing.regions import REGION_BYTES, Box, box_of, chunk_boxes, chunks_in, overlap
+from vcjax.hashing import chunk_runs, chunk_shape, chunk_slices
+from vcjax.hashing.regions import REGION_BYTES, Box, box_of, chunks_in, overlap
 from vcjax.history import LeafEntry, Packed
 from vcjax.objects import zarr as arrays
-from vcjax.objects.header import DENSE, ArrayHeader, read_headers
+from vcjax.objects.header import ArrayHeader, read_headers
 from vcjax.objects.layout import HINT, array_errors, group_key, leaf_key
-from vcjax.objects.relation import Base, Relation, StoredPart
+from vcjax.objects.link import Link, describes, part_link
+from vcjax.objects.relation import Base, Relation
 from vcjax.storage import Store
 from vcjax.tree import storage_dtype
-
-
-@dataclass(frozen=True, eq=False)
-class Link:
-    """A stored object whose header was checked, and what it stands on.
-
-    Attributes:
-        key: where it is.
-        header: its own.
-        dtype: of the leaf.
-        shape: of the leaf.
-        relation: how an update expresses it; None for dense objects and differences.
-        folder: where the parts of the update are.
-        leaf: which of the leaves that are stored together it is.
-        below: {key: link} of the objects that the bases are in.
-    """
-
-    key: str
-    header: ArrayHeader
-    dtype: str
-    shape: tuple[int, ...]
-    relation: Relation | None = None
-    folder: str = ""
-    leaf: int = 0
-    below: Mapping[str, "Link"] = field(default_factory=dict)
-
-    @property
-    def bases(self) -> tuple[Base, ...]:
-        """The leaves that it is relative to."""
-        return self.header.bases if self.relation is None else self.relation.bases
-
-    @cached_property
-    def depth(self) -> int:
-        """0 if it is dense, else 1 more than the deepest base's."""
-        below = max((link.depth for link in self.below.values()), default=0)
-        return 0 if self.is_dense else 1 + below
-
-    @cached_property
-    def reads(self) -> int:
-        """How many objects go into it, counted each time that they are read."""
-        keys = (base.key for base in self.bases)
-        return 1 + sum(self.below[key].reads for key in keys if key is not None)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether all of it is here, as it is."""
-        return self.header.update == DENSE
-
-    @cached_property
-    def held(self) -> tuple[list["Link"], list[int]]:
-        """The objects that chunks are taken from, and which of them has each chunk."""
-        links: list[Link] = [self]
-        while links[-1].header.base is not None:
-            links.extend(links[-1].below.values())
-        owns = [link.header.own for link in links]
-        return links, updates.sources(len(self.header.chunks), owns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,15 +64,15 @@ class _PackedContent:
         return self.base.shape
 
     def read(self, index: updates.Index | None = None) -> np.ndarray:
-        box = _box(index, self.shape)
-        start, stop = box[0] if box else (0, 1)
-        row = self.place.length // max(1, self.shape[0] if self.shape else 1)
-        begin = self.place.offset + start * row
-        data = self.pack.read((slice(begin, begin + (stop - start) * row),))
-        rows = data.view(storage_dtype(self.dtype)).reshape(
-            *([stop - start] * bool(box)), *self.shape[1:]
-        )
-        return rows[(slice(None), *_slices(box[1:]))] if box else rows
+        kind, place = storage_dtype(self.dtype), self.place
+        if not self.shape:
+            span = slice(place.offset, place.offset + place.length)
+            return self.pack.read((span,)).view(kind).reshape(())
+        (start, stop), *rest = _box(index, self.shape)
+        row = kind.itemsize * math.prod(self.shape[1:])
+        span = slice(place.offset + start * row, place.offset + stop * row)
+        rows = self.pack.read((span,)).view(kind).reshape(stop - start, *self.shape[1:])
+        return rows[(slice(None), *_slices(tuple(rest)))]
 
 
 class ChainReader:
@@ -177,7 +122,7 @@ class ChainReader:
             raise MissingObjectError(
                 f"leaf {path!r} is gone: there is no {key}", path=path, hint=HINT
             )
-        if not _describes(header, key, dtype, shape) or key in above:
+        if not describes(header, key, dtype, shape) or key in above:
             what = "stands on itself" if key in above else "describes something else"
             raise _damaged(path, f"{key}/zarr.json {what}")
         if key in self._links:
@@ -199,7 +144,7 @@ class ChainReader:
         """How a leaf is expressed that is stored with others, and which of them it is."""
         folder = header.needs[0]
         if folder not in self._groups:
-            [group] = read_headers(self._store, [folder])
+            [group] = self._headers(path, [folder])
             if group is None:
                 message = f"leaf {path!r} is gone: {key} is stored in {folder}, which is not there"
                 raise MissingObjectError(message, path=path, hint=HINT)
@@ -219,7 +164,7 @@ class ChainReader:
     ) -> dict[str, Link]:
         """{key: link} of the objects that bases are in; see `link`."""
         stored = {base.key: base for base in bases if base.key is not None}
-        found = dict(zip(stored, read_headers(self._store, list(stored)), strict=True))
+        found = dict(zip(stored, self._headers(path, list(stored)), strict=True))
         return {
             key: self.link(
                 path,
@@ -231,6 +176,13 @@ class ChainReader:
             )
             for key, base in stored.items()
         }
+
+    def _headers(self, path: str, keys: Sequence[str]) -> list[ArrayHeader | None]:
+        try:
+            return read_headers(self._store, keys)
+        except VcjaxError as error:
+            error.path, error.message = path, f"leaf {path!r}: {error.message}"
+            raise
 
     def read(self, path: str, link: Link, box: Box) -> np.ndarray:
         """A part of a leaf, in an array that the caller owns; from any thread.
@@ -265,7 +217,8 @@ class ChainReader:
         elif link.relation is not None:
             for part in self._computable(path, link, box):
                 content = self._computed(path, link, part)
-                yield _at(target, part).write(arrays.stored_view(content, link.dtype))
+                # Not in the background, or all pieces would be in memory at once.
+                _at(target, part).write(arrays.stored_view(content, link.dtype)).result()
         else:
             links, holders = link.held
             wanted = chunks_in(box, link.shape, storage_dtype(link.dtype).itemsize)
@@ -290,8 +243,7 @@ class ChainReader:
         if not self._update(path, link).by_regions or not box:
             return [box]
         width = storage_dtype(link.dtype).itemsize
-        size = width * int(np.prod(chunk_shape(link.shape, width)))
-        most = max(1, REGION_BYTES // size)
+        most = max(1, REGION_BYTES // (width * math.prod(chunk_shape(link.shape, width))))
         return list(_runs(link, chunks_in(box, link.shape, width), box, most))
 
     def _computed(self, path: str, link: Link, box: Box) -> np.ndarray:
@@ -309,7 +261,10 @@ class ChainReader:
         update, relation = self._update(path, link), link.relation
         assert relation is not None
         bases = tuple(self._base(path, link, base) for base in relation.bases)
-        parts = {name: self._part(path, link, name) for name in relation.parts}
+        parts = {
+            name: _StoredContent(self, path, part_link(link.folder, name, part))
+            for name, part in relation.parts.items()
+        }
         given = updates.Parts(parts, relation.parameters)
         try:
             result = np.asarray(update.apply(bases, given, region))
@@ -342,44 +297,6 @@ class ChainReader:
             return updates.ArrayContent(data.reshape(base.shape), base.dtype)
         content = _StoredContent(self, path, link.below[base.key or ""])
         return content if base.packed is None else _PackedContent(content, base, base.packed)
-
-    def _part(self, path: str, link: Link, name: str) -> updates.Content:
-        assert link.relation is not None
-        return _StoredContent(self, path, part_link(link.folder, name, link.relation.parts[name]))
-
-
-def part_link(folder: str, name: str, part: StoredPart) -> Link:
-    """A part of an update as an object that can be read."""
-    header = ArrayHeader(part.metadata, part.digest, (), part.dtype, 0.0)
-    return Link(f"{folder}/{name}", header, part.dtype, part.shape)
-
-
-def stored_digest(store: Store, folder: str, name: str, part: StoredPart) -> str:
-    """The leaf digest, hexadecimal, of what is stored as a part of an update.
-
-    Raises:
-        CorruptionError: it cannot be read.
-    """
-    key, chunks = f"{folder}/{name}", []
-    with array_errors(store, key):
-        stored = arrays.open_array(store, key, part.metadata).result()
-        for box in chunk_boxes(part.shape, storage_dtype(part.dtype).itemsize):
-            lengths = tuple(stop - start for start, stop in box)
-            buffer = arrays.aligned_buffer(lengths, part.dtype)
-            ts.array(arrays.stored_view(buffer, part.dtype)).write(_at(stored, box)).result()
-            chunks += chunk_digests(buffer, part.shape)
-    return joined_digest(part.dtype, part.shape, chunks).leaf.hex()
-
-
-def _describes(header: ArrayHeader, key: str, dtype: str, shape: tuple[int, ...] | None) -> bool:
-    """Whether a header is of the object at a key, and of this dtype and shape."""
-    if header.digest != key.rpartition("/")[2] or header.is_group:
-        return False
-    if shape is not None and header.lengths != shape:
-        return False
-    if header.shape is not None:
-        return header.dtype == dtype
-    return header.metadata.get("data_type") == arrays.zarr_dtype(dtype)
 
 
 def _damaged(path: str, what: str) -> CorruptionError:

@@ -109,7 +109,7 @@ class ObjectStore:
             >>> repo.manifest(commit).leaves["layers"].digest == entry.digest
             True
         """
-        _refuse_values(update, [*bases, *new])
+        _refuse(update, bases, new)
         if not all(headers.is_whole(self.store, leaf_key(leaf.name)) for leaf in new):
             if not self.hold(bases):
                 raise MissingObjectError(
@@ -193,8 +193,11 @@ class ObjectStore:
         return PartialReader(self.store, entries)
 
 
-def _refuse_values(update: str, leaves: Sequence[LeafEntry | StagedLeaf]) -> None:
-    if any(leaf.spec.is_value for leaf in leaves):
+def _refuse(update: str, bases: Sequence[LeafEntry], new: Sequence[StagedLeaf]) -> None:
+    """Raises where there is nothing that any update could store."""
+    if not new:
+        raise UpdateError(f"the update {update!r} is of no leaves", hint="give it one or several")
+    if any(leaf.spec.is_value for leaf in (*bases, *new)):
         raise UpdateError(
             f"the update {update!r} is given a plain Python value",
             hint="updates are of arrays; put values into the parameters of the update",

@@ -9,11 +9,11 @@ from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, KeptMerges, LeafEntry, Manifest, Prunings, Refs
 from vcjax.history.refnames import HEAD, HEADS
-from vcjax.objects.chain import stored_digest
 from vcjax.objects.header import DENSE, ArrayHeader
 from vcjax.objects.layout import HEADERS_AT_ONCE, leaf_key, pack_key
 from vcjax.objects.relation import Relation
 from vcjax.objects.store import ObjectStore
+from vcjax.objects.zarr import digest_stored
 from vcjax.tree import storage_dtype
 
 BATCH_BYTES = 256 * 1024 * 1024
@@ -265,10 +265,11 @@ def _check_relation(
         report.problems.append(Problem(key, "is not of the leaves and parts that it is named by"))
     for name, part in relation.parts.items():
         place = f"{key}/{name}"
-        digest = report.check(
-            place, lambda name=name, part=part: stored_digest(objects.store, key, name, part)
+        found = report.check(
+            place,
+            lambda at=place, p=part: digest_stored(objects.store, at, p.metadata, p.dtype),
         )
-        if digest not in (None, part.digest):
+        if found is not None and found.leaf.hex() != part.digest:
             report.problems.append(Problem(place, "its content does not have its digest"))
 
 

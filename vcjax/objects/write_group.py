@@ -16,9 +16,10 @@ from vcjax.hashing.regions import box_of, chunk_boxes
 from vcjax.history import LeafEntry
 from vcjax.objects import write as writing
 from vcjax.objects import zarr as arrays
-from vcjax.objects.chain import ChainReader, Link
+from vcjax.objects.chain import ChainReader
 from vcjax.objects.header import ArrayHeader, is_whole
 from vcjax.objects.layout import group_key, leaf_key
+from vcjax.objects.link import Link
 from vcjax.objects.relation import PART_NAME, Base, Relation, StoredPart
 from vcjax.objects.write import ArrayWriter, StagedLeaf
 from vcjax.storage import Store

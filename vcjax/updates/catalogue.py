@@ -94,7 +94,7 @@ def _load() -> _Found:
 
 def _only(claims: list[distributions.EntryPoint]) -> distributions.EntryPoint:
     if len({entry.value for entry in claims}) > 1:
-        sources = [f"{_package(entry) or 'an unknown package'} ({entry.value})" for entry in claims]
+        sources = sorted(f"{_package(entry) or '?'} ({entry.value})" for entry in claims)
         raise LookupError(f"several packages provide it: {errors.listing(sources)}")
     return claims[0]
 
