@@ -7,6 +7,7 @@ import pytest
 from vcjax import errors, updates
 from vcjax.updates import catalogue
 
+from ..subprocesses import run
 from .conftest import install
 
 
@@ -76,6 +77,21 @@ def test_a_broken_plug_in_breaks_nothing_else(tmp_path, monkeypatch, name, messa
     finally:
         catalogue._load.cache_clear()
         importlib.invalidate_caches()
+
+
+def test_updates_need_no_store_and_no_jax():
+    code = """
+        import sys, numpy as np
+        from vcjax import updates
+        update, contents = updates.update_named("difference"), []
+        for value in (1, 2):
+            contents.append(updates.ArrayContent(np.full(3, value)))
+        parts = update.encode(contents[:1], contents[1:])
+        assert update.apply(contents[:1], parts).tolist() == [2, 2, 2]
+        print(sorted({"jax", "tensorstore", "vcjax.objects"} & set(sys.modules)))
+    """
+    output, problems = run(code).communicate()
+    assert output == "[]\n", problems
 
 
 def test_the_public_names():

@@ -1,12 +1,15 @@
 """Updates of a user's own: relative to two leaves, and two leaves stored together."""
 
+import doctest
 import json
 import secrets
 import subprocess
 import sys
 
+import blake3
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +20,7 @@ import vcjax
 from vcjax import hashing, updates
 from vcjax.errors import CorruptionError, MissingObjectError, UnknownFormatError, UpdateError
 from vcjax.hashing import checksum
-from vcjax.objects import StagedLeaf, Wanted
+from vcjax.objects import ObjectStore, StagedLeaf, Wanted
 from vcjax.objects.header import read_headers, read_needed
 from vcjax.objects.layout import leaf_key
 from vcjax.tree import storage_dtype
@@ -98,6 +101,38 @@ def test_two_leaves_are_stored_together_once(paired):
         np.testing.assert_array_equal(repo.restore(paths=name)[name], array)
     np.testing.assert_array_equal(repo.restore()["v"], tree["v"])
     assert repo.fsck().ok
+
+
+def test_the_name_of_a_group_follows_from_the_page(paired):
+    """docs/format.md, "Digests", with a BLAKE3 and a MessagePack library alone."""
+    repo, tree = paired
+    [group] = objects_in(repo, "groups")
+    attributes = json.loads(repo.store.read(f"{group}/zarr.json"))["attributes"]["vcjax"]
+    members = [leaf_key(entry.digest) for entry in entries_of(repo, *tree)]
+    assert attributes["members"] == members
+    parts = {
+        name: [part["dtype"], bytes.fromhex(part["digest"])]
+        for name, part in sorted(attributes["parts"].items())
+    }
+    assert list(parts) == ["second", "sum"]
+    named = msgpack.packb(["vcjax.group.1", "pair", {}, [], members, parts], use_bin_type=True)
+    assert group.rpartition("/")[2] == blake3.blake3(named).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "documented",
+    [
+        ObjectStore.write_update,
+        updates.Update,
+        updates.ArrayContent,
+    ],
+)
+def test_the_examples_run(documented):
+    names = {**vars(updates.update), "vcjax": vcjax, "StagedLeaf": StagedLeaf}
+    [example] = doctest.DocTestFinder(recurse=False).find(documented, globs=names)
+    assert example.examples
+    failed, _ = doctest.DocTestRunner().run(example)
+    assert not failed
 
 
 def test_a_leaf_is_readable_alone(repo, example):

@@ -332,5 +332,6 @@ def _slices(box: Box) -> updates.Index:
 
 
 def _at(array: Any, box: Box) -> Any:
-    """A part of a TensorStore array; of one without axes all."""
-    return array[_slices(box)] if box else array
+    """A part of a TensorStore array; of one that is all of it, or has no axes, the array."""
+    sizes = tuple(stop - start for start, stop in box)
+    return array if array.shape == sizes else array[_slices(box)]

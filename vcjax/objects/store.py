@@ -181,7 +181,7 @@ class ObjectStore:
     def read_boxes(
         self, wanted: Mapping[str, Wanted], verify: bool = True
     ) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Parts of leaf objects: only the chunks that they lie in are read; see `partial`."""
+        """Parts of leaf objects: only the chunks that they lie in are read."""
         return read_boxes(self.store, wanted, verify)
 
     def open_parts(self, entries: Mapping[str, LeafEntry]) -> PartialReader:

@@ -1,4 +1,4 @@
-"""How a leaf's content is expressed relative to another leaf, and choosing one way."""
+"""How the content of leaves is expressed relative to others: the protocol, and what is installed."""
 
 import lazy_loader
 

@@ -1,7 +1,10 @@
 """What an update must offer: how leaves are expressed by other leaves and by arrays of its own.
 
-An update is pure: it sees contents, never the store that they lie in. To register one,
-name an instance of it under the entry point group `vcjax.updates`.
+An update is pure: it sees contents, never the store that they lie in. A package makes its
+own known by naming an instance of it in its pyproject.toml:
+
+    [project.entry-points."vcjax.updates"]
+    average = "my_package.updates:AVERAGE"
 """
 
 from collections.abc import Mapping, Sequence
