@@ -1,4 +1,4 @@
-"""How the content of leaves is expressed relative to others: the protocol, and what is installed."""
+"""How leaves are expressed relative to others: what an update is, and which there are."""
 
 import lazy_loader
 
