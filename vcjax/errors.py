@@ -21,6 +21,7 @@ and a `hint` that says what to do next::
     ├── StorageError              the disk or bucket refused (full, read-only, unreachable)
     ├── ProcessError              another process of a multi-process program failed
     │   └── ProcessTimeoutError   it was not heard of for too long
+    ├── UpdateError               leaves cannot be expressed by an update
     ├── FormatError               a checkpoint file cannot be read or written
     └── MergeError                a merge cannot be done as asked: its method, its sides
 """
@@ -133,6 +134,10 @@ class ProcessError(VcjaxError, RuntimeError):
 
 class ProcessTimeoutError(ProcessError, TimeoutError):
     """Another process of a multi-process program was not heard of for too long."""
+
+
+class UpdateError(VcjaxError, ValueError):
+    """Leaves cannot be expressed by an update as asked."""
 
 
 class FormatError(VcjaxError, ValueError):

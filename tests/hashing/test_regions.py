@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vcjax.hashing import grid
-from vcjax.hashing.regions import Region, overlap, regions
+from vcjax.hashing.regions import Region, chunk_box, chunk_boxes, chunks_in, overlap, regions
 
 
 def cuts(length: int):
@@ -64,3 +64,28 @@ def test_whole_chunks_stay_on_their_shard():
 def test_chunks_across_shards_have_no_holder():
     found = regions((64, 65536), 4, (((0, 64), (0, 32768)), ((0, 64), (32768, 65536))))
     assert found == (Region(0, 4, ((0, 64), (0, 65536)), ()),)
+
+
+@pytest.mark.usefixtures("small_chunks")
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    shape=st.lists(st.integers(0, 40), max_size=4).map(tuple),
+    itemsize=st.sampled_from([1, 2, 4, 8]),
+    data=st.data(),
+)
+def test_the_chunks_that_a_part_lies_in(shape, itemsize, data):
+    box = tuple(
+        tuple(sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n))))) for n in shape
+    )
+    count = grid.chunk_count(shape, itemsize)
+    boxes = [chunk_box(number, shape, itemsize) for number in range(count)]
+    expected = [number for number, chunk in enumerate(boxes) if overlap(chunk, box) is not None]
+    assert chunks_in(box, shape, itemsize) == expected
+    array = np.zeros(shape, int)
+    for part in chunk_boxes(shape, itemsize):
+        array[tuple(slice(*span) for span in part)] += 1
+    assert (array == 1).all()

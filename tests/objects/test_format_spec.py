@@ -346,5 +346,6 @@ WORDS = """
     `name` `children` `manifest` `tree` `parents` `author` `time` `message` `metadata`
     `metrics` `provenance` `generation` `leaves` `nbytes` `commit` `sequence` `reason`
     `nonce` `restores` `check` `ref` `update` `written` `relied` `deleting` `policy`
-    `compress` `format` `settings`
+    `compress` `format` `settings` `base` `own` `depth` `array` `bases` `parts` `parameters`
+    `members` `group` `package` vcjax.group.1
 """

@@ -14,6 +14,7 @@ from .grid import chunk_ranges as chunk_ranges
 from .grid import chunk_runs as chunk_runs
 from .grid import chunk_shape as chunk_shape
 from .grid import chunk_slices as chunk_slices
+from .host import chunk_digests as chunk_digests
 from .host import digest_array as digest_array
 from .host import digest_arrays as digest_arrays
 from .host import digest_spans as digest_spans

@@ -74,15 +74,19 @@ def _unravel(index: int, grid: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def chunk_runs(
-    shape: tuple[int, ...], itemsize: int, indices: Sequence[int]
+    shape: tuple[int, ...], itemsize: int, indices: Sequence[int], most: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Some chunks, ascending, as (first, last) of runs that `chunk_slices` takes."""
-    along = chunk_grid(shape, itemsize)[_cut_axis(shape, itemsize)]
+    """Some chunks, ascending, as (first, last) of runs that `chunk_slices` takes.
+
+    Args:
+        most: how many chunks a run may have; None for any number.
+    """
+    along = chunk_grid(shape, itemsize)[_cut_axis(shape, itemsize)] if shape else 1
     start = previous = None
     for index in indices:
         if start is None or previous is None:
             start = index
-        elif index != previous + 1 or index % along == 0:
+        elif index != previous + 1 or index % along == 0 or index - start == most:
             yield start, previous
             start = index
         previous = index

@@ -1,5 +1,6 @@
 """Digests of arrays in host memory: the `blake3` package over zero-copy views."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -84,6 +85,18 @@ def digest_spans(spans: list[Span]) -> list[bytes]:
     if sum(stop - start for _, start, stop in spans) < POOLED_BYTES:
         return _digest_all(spans)
     return list(_digest_ahead(spans))
+
+
+def chunk_digests(region: np.ndarray, shape: tuple[int, ...]) -> list[bytes]:
+    """The digests of the chunks that a region of a leaf is made of (`regions.chunk_boxes`).
+
+    Args:
+        region: canonical host array.
+        shape: of the leaf.
+    """
+    size = region.itemsize * math.prod(grid.chunk_shape(shape, region.itemsize))
+    view, end = bytes_view(region), region.nbytes
+    return digest_spans([(view, at, min(at + size, end)) for at in range(0, end, size)])
 
 
 def joined_digest(dtype: str, shape: tuple[int, ...], chunks: Sequence[bytes]) -> LeafDigest:

@@ -1,7 +1,7 @@
 """Which device digests which chunks of a sharded leaf: plain geometry, no arrays."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,6 +62,25 @@ def _chunk_box(number: int, shape: Sequence[int], chunk: Sequence[int]) -> Box:
         number, index = divmod(number, -(-length // part))
         spans.append((index * part, min(length, (index + 1) * part)))
     return tuple(reversed(spans))
+
+
+def chunks_in(box: Box, shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """The numbers, ascending, of the chunks that a part of a leaf lies in."""
+    chunk = grid.chunk_shape(shape, itemsize)
+    numbers = [0]
+    spans = zip(box, chunk, grid.chunk_grid(shape, itemsize), strict=True)
+    for (start, stop), part, count in spans:
+        along = range(start // part, -(-stop // part)) if start < stop else range(0)
+        numbers = [number * count + index for number in numbers for index in along]
+    return numbers
+
+
+def chunk_boxes(shape: tuple[int, ...], itemsize: int) -> Iterator[Box]:
+    """A leaf in neighbouring chunks of at most `REGION_BYTES`, or single ones, in order."""
+    most = max(1, REGION_BYTES // (itemsize * math.prod(grid.chunk_shape(shape, itemsize))))
+    numbers = range(grid.chunk_count(shape, itemsize))
+    for first, last in grid.chunk_runs(shape, itemsize, numbers, most):
+        yield box_of(grid.chunk_slices(shape, itemsize, first, last), shape)
 
 
 def _joined(a: Box, b: Box) -> Box | None:

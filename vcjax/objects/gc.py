@@ -8,8 +8,8 @@ from vcjax.history import History, KeptMerges, Prunings, Refs
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
 from vcjax.objects.header import ArrayHeader
-from vcjax.objects.layout import GRACE_SECONDS
-from vcjax.objects.liveness import bases_of, live_of, tips_of
+from vcjax.objects.layout import GRACE_SECONDS, OBJECT_FOLDERS
+from vcjax.objects.liveness import live_of, needs_of, tips_of
 from vcjax.objects.store import ObjectStore
 
 REFLOG_SECONDS = 90 * 24 * 3600.0
@@ -23,7 +23,7 @@ class GcPlan:
     Attributes:
         commits: digests of unreachable commits.
         manifests: digests of manifests that no live commit uses.
-        objects: keys of the leaf objects and packs that no live manifest uses.
+        objects: keys of the leaf objects, packs and groups that no live manifest uses.
         nbytes: stored size of those objects in bytes, as far as the store tells.
         spared: how many unreferenced objects are younger than the grace window.
         reflog: how long, in seconds, former states of refs count.
@@ -88,7 +88,7 @@ def plan_gc(
     keys, nbytes, spared = _dead_objects(objects, live.objects, now, grace)
     leftovers = [
         key
-        for folder in ("leaves", "packs", "manifests", "commits")
+        for folder in (*OBJECT_FOLDERS, "manifests", "commits")
         for key in objects.store.leftovers(folder)
         if _age(objects, key, now) >= grace
     ]
@@ -109,7 +109,7 @@ def _dead_objects(
 ) -> tuple[list[str], int, int]:
     """(keys of the dead objects, their stored bytes, number of young ones)."""
     parts: dict[str, list[str]] = {}
-    for key in [*objects.store.keys("leaves/"), *objects.store.keys("packs/")]:
+    for key in (key for folder in OBJECT_FOLDERS for key in objects.store.keys(f"{folder}/")):
         parts.setdefault("/".join(key.split("/")[:3]), []).append(key)
     dead, young = [], []
     for key in parts.keys() - used:
@@ -119,7 +119,7 @@ def _dead_objects(
         else:
             age = now - ArrayHeader.decode(key, value).used
         (dead if age >= grace else young).append(key)
-    needed = bases_of(objects, young)
+    needed = needs_of(objects, young)
     dead = sorted(key for key in dead if key not in needed)
     nbytes = sum(objects.store.size(part) for key in dead for part in parts[key])
     return dead, nbytes, len(parts) - len(used & parts.keys()) - len(dead)

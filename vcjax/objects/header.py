@@ -1,4 +1,4 @@
-"""What the header of a leaf object says, and the headers of the leaves it relies on."""
+"""What the header of a stored object says: above all, which other objects it stands on."""
 
 import json
 import time
@@ -9,28 +9,35 @@ from typing import Any
 from vcjax import updates
 from vcjax.errors import CorruptionError, UnknownFormatError
 from vcjax.hashing import checksum
-from vcjax.objects.layout import DELETION_SECONDS, RELY_SECONDS, leaf_key
+from vcjax.objects.layout import DELETION_SECONDS, RELY_SECONDS, group_key, leaf_key
+from vcjax.objects.relation import Base, Relation, checked_digest
 from vcjax.storage import Store
 
 ATTRIBUTE = "vcjax"
 
+DENSE = "dense"
+DIFFERENCE = "difference"
+
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What `zarr.json` says of a stored array.
+    """What `zarr.json` says of a stored object: a leaf, a pack, or a group of leaves.
 
     Attributes:
         metadata: the zarr v3 metadata without attributes.
-        digest: leaf digest, hexadecimal.
-        chunks: chunk digests, hexadecimal, in C order of the grid.
-        dtype: the leaf's dtype name, which may differ from zarr's.
+        digest: leaf digest, hexadecimal; of a group, that of its relation.
+        chunks: chunk digests, hexadecimal, in C order of the grid; none of a group.
+        dtype: the leaf's dtype name, which may differ from zarr's; empty for a group.
         written: when it was written, seconds since 1970 UTC.
         relied: when a later commit last found it here and relied on it, or None.
-        update: "dense", or "difference" to a base.
+        update: "dense", "difference", or the name of another update.
         base: leaf digest of the base, hexadecimal, for a difference.
         own: indices of the chunks that a difference holds itself; None for all.
-        depth: 0 for dense, else 1 more than the base's.
+        depth: 0 for dense, else 1 more than the deepest base's.
         deleting: whether a garbage collector is removing the object.
+        shape: of a leaf of another update; None where `metadata` has it.
+        relation: how another update expresses it; None if its group says that.
+        group: digest of the group that it is stored in with other leaves, or None.
     """
 
     metadata: dict[str, Any]
@@ -39,71 +46,110 @@ class ArrayHeader:
     dtype: str
     written: float
     relied: float | None = None
-    update: str = "dense"
+    update: str = DENSE
     base: str | None = None
     own: tuple[int, ...] | None = None
     depth: int = 0
     deleting: bool = False
+    shape: tuple[int, ...] | None = None
+    relation: Relation | None = None
+    group: str | None = None
 
     @property
     def used(self) -> float:
         """When it was last written or relied upon, seconds since 1970 UTC."""
         return max(self.written, self.relied or 0.0)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The shape of the leaf, wherever that stands."""
+        return tuple(self.metadata.get("shape", ())) if self.shape is None else self.shape
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is of several leaves that are stored together, and itself no leaf."""
+        return self.relation is not None and bool(self.relation.members)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Keys of the objects without which this one cannot be read."""
+        if self.base is not None:
+            return (leaf_key(self.base),)
+        if self.group is not None:
+            return (group_key(self.group),)
+        return () if self.relation is None else self.relation.keys
+
+    @property
+    def bases(self) -> tuple[Base, ...]:
+        """The leaves that the object is relative to, unless its group says that."""
+        if self.base is not None:
+            return (Base(self.base, self.dtype, self.lengths),)
+        return () if self.relation is None else self.relation.bases
+
     def encode(self) -> bytes:
-        """The bytes of `zarr.json`: of an array if dense, else of a group that holds one."""
-        attributes: dict[str, Any] = {
-            "digest": self.digest,
-            "chunks": list(self.chunks),
-            "dtype": self.dtype,
-            "update": self.update,
-            "written": self.written,
-        }
+        """The bytes of `zarr.json`: of an array if dense, else of a group."""
+        attributes: dict[str, Any] = {"digest": self.digest}
+        if not self.is_group:
+            attributes |= {"chunks": list(self.chunks), "dtype": self.dtype}
+        attributes |= {"update": self.update, "written": self.written}
         if self.relied is not None:
             attributes["relied"] = self.relied
         if self.deleting:
             attributes["deleting"] = True
         document = self.metadata
-        if self.update == "difference":
-            own = list(self.own or ())
-            attributes |= {"base": self.base, "own": own, "depth": self.depth}
-            attributes["array"] = self.metadata
+        if self.update != DENSE:
+            attributes |= self._expressed()
             document = {"zarr_format": 3, "node_type": "group"}
         attributes["check"] = checksum(document | attributes)
         return json.dumps({**document, "attributes": {ATTRIBUTE: attributes}}).encode()
+
+    def _expressed(self) -> dict[str, Any]:
+        """The attributes that say how an object that is not dense is expressed."""
+        if self.update == DIFFERENCE:
+            own = list(self.own or ())
+            fields = {"base": self.base, "own": own, "depth": self.depth}
+            return fields | {"array": self.metadata}
+        fields: dict[str, Any] = {"depth": self.depth}
+        if self.shape is not None:
+            fields["shape"] = list(self.shape)
+        if self.group is not None:
+            return fields | {"group": self.group}
+        return fields | (self.relation.to_dict() if self.relation else {})
 
     def encode_metadata(self) -> bytes:
         """The bytes of the `zarr.json` of the array within a group: no attributes of ours."""
         return json.dumps(self.metadata).encode()
 
+    def inner(self, key: str) -> dict[str, bytes]:
+        """{key: bytes of its `zarr.json`} of the arrays within the group at `key`."""
+        if self.update == DIFFERENCE:
+            return {self.array_key(key): self.encode_metadata()}
+        parts = {} if self.relation is None else self.relation.parts
+        return {f"{key}/{name}": json.dumps(part.metadata).encode() for name, part in parts.items()}
+
     def array_key(self, key: str) -> str:
         """Where the array of the object at `key` is."""
-        return key if self.update == "dense" else f"{key}/{self.update}"
+        return key if self.update == DENSE else f"{key}/{self.update}"
 
     @classmethod
     def decode(cls, key: str, data: bytes) -> "ArrayHeader":
-        """The header in a stored `zarr.json`.
+        """The header in a stored `zarr.json`; whether its update is installed is not asked.
 
         Raises:
             CorruptionError: it cannot be parsed, or lacks its checksum.
-            UnknownFormatError: an update that this version does not know.
+            UnknownFormatError: it says in no way known to this version how it is expressed.
         """
         try:
             document = json.loads(data)
             attributes = document.pop("attributes")[ATTRIBUTE]
             if attributes["check"] != checksum(document | attributes):
                 raise ValueError("it does not have its checksum")
-            if attributes["update"] not in ("dense", "difference"):
-                raise UnknownFormatError(
-                    f"{key} is stored as {attributes['update']!r}, which this version cannot read",
-                    hint="upgrade vcjax",
-                )
             own = attributes.get("own")
-            return cls(
+            header = cls(
                 metadata=attributes.get("array", document),
                 digest=attributes["digest"],
-                chunks=tuple(attributes["chunks"]),
-                dtype=attributes["dtype"],
+                chunks=tuple(() if "members" in attributes else attributes["chunks"]),
+                dtype="" if "members" in attributes else attributes["dtype"],
                 written=attributes["written"],
                 relied=attributes.get("relied"),
                 update=attributes["update"],
@@ -112,11 +158,29 @@ class ArrayHeader:
                 depth=attributes.get("depth", 0),
                 deleting=attributes.get("deleting", False),
             )
+            if header.update in (DENSE, DIFFERENCE):
+                return header
+            if "group" not in attributes and "parts" not in attributes:
+                raise UnknownFormatError(
+                    f"{key} is stored as {header.update!r}, which this version cannot read",
+                    hint="upgrade vcjax",
+                )
+            return header._completed(attributes)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptionError(
                 f"{key}/zarr.json is damaged ({error!r})",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",
             ) from error
+
+    def _completed(self, attributes: dict[str, Any]) -> "ArrayHeader":
+        """With the attributes that updates other than `difference` have."""
+        shape, group = attributes.get("shape"), attributes.get("group")
+        return replace(
+            self,
+            shape=None if shape is None else tuple(shape),
+            relation=Relation.from_dict(attributes) if group is None else None,
+            group=None if group is None else checked_digest(group),
+        )
 
 
 def read_headers(store: Store, keys: Sequence[str]) -> list[ArrayHeader | None]:
@@ -128,19 +192,36 @@ def read_headers(store: Store, keys: Sequence[str]) -> list[ArrayHeader | None]:
     ]
 
 
-def read_chain(store: Store, digest: str) -> list[ArrayHeader]:
-    """The headers of a leaf object and of the bases it stands on, the dense one last.
+def read_needed(store: Store, key: str) -> dict[str, ArrayHeader]:
+    """The headers of an object and of all that it stands on, by key, the nearest first.
 
     Empty if any of them is gone.
     """
+    found: dict[str, ArrayHeader] = {}
+    queue = [key]
+    while queue:
+        for name, header in zip(queue, read_headers(store, queue), strict=True):
+            if header is None:
+                return {}
+            found[name] = header
+        below = [need for name in queue for need in found[name].needs]
+        queue = [name for name in dict.fromkeys(below) if name not in found]
+    return found
+
+
+def read_chain(store: Store, digest: str) -> list[ArrayHeader]:
+    """The headers of a leaf object and of the bases that it has chunks of.
+
+    The last one holds, or gives, all chunks. Empty if anything that they stand on is gone.
+    """
+    found = read_needed(store, leaf_key(digest))
     chain: list[ArrayHeader] = []
     base: str | None = digest
-    while base is not None:
-        [header] = read_headers(store, [leaf_key(base)])
-        if header is None or len(chain) > updates.MAX_DEPTH:
+    while base is not None and found:
+        if len(chain) > updates.MAX_DEPTH:
             return []
-        chain.append(header)
-        base = header.base
+        chain.append(found[leaf_key(base)])
+        base = chain[-1].base
     return chain
 
 
@@ -172,7 +253,7 @@ def is_stored(store: Store, key: str) -> bool:
             time.sleep(0.05)
 
 
-def is_whole(store: Store, digest: str) -> bool:
-    """Whether a leaf object and all that it stands on exist; if so, all are marked."""
-    chain = read_chain(store, digest)
-    return bool(chain) and all(is_stored(store, leaf_key(header.digest)) for header in chain)
+def is_whole(store: Store, key: str) -> bool:
+    """Whether an object and all that it stands on exist; if so, all are marked."""
+    needed = read_needed(store, key)
+    return bool(needed) and all(is_stored(store, name) for name in needed)

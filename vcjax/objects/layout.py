@@ -7,6 +7,9 @@ from vcjax.errors import CorruptionError, MissingObjectError, StorageError, Vcja
 from vcjax.history import LeafEntry
 from vcjax.storage import Store
 
+OBJECT_FOLDERS = ("leaves", "packs", "groups")
+"""Where objects are that a collector may take; each is a folder two levels below."""
+
 INLINE_BYTES = 256
 """Arrays up to this size are kept in the manifest itself."""
 
@@ -24,6 +27,9 @@ LAZY_IN_FLIGHT_BYTES = 8 * 1024 * 1024
 
 Two chunks: small leaves overlap, and of large ones a single one is on its way.
 """
+
+HEADERS_AT_ONCE = 256
+"""How many objects' headers are read before they are let go."""
 
 RELY_SECONDS = 60.0
 """How long a mark that an object is relied upon serves for further commits."""
@@ -45,6 +51,11 @@ def leaf_key(digest: str) -> str:
 def pack_key(digest: str) -> str:
     """Where the pack with this digest is stored."""
     return f"packs/{digest[:2]}/{digest}"
+
+
+def group_key(digest: str) -> str:
+    """Where the leaves are stored together whose relation has this digest."""
+    return f"groups/{digest[:2]}/{digest}"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vcjax.history import Commit, Head, History, KeptMerges, Ref, Refs
-from vcjax.objects.layout import leaf_key, pack_key
+from vcjax.objects.layout import HEADERS_AT_ONCE, leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
 
 RefStates = dict[str, Ref | Head]
@@ -37,7 +37,7 @@ class Live:
     Attributes:
         commits: digests of them and their ancestors.
         manifests: digests.
-        objects: keys of the leaf objects and packs that unpruned commits use.
+        objects: keys of the leaf objects, packs and groups that unpruned commits use.
     """
 
     commits: frozenset[str]
@@ -74,44 +74,43 @@ def objects_of(
     history: History,
     objects: ObjectStore,
     manifests: Iterable[str],
-    known: dict[str, str | None] | None = None,
+    known: dict[str, tuple[str, ...]] | None = None,
 ) -> set[str]:
-    """Keys of the leaf objects and packs that manifests refer to, and of their bases.
+    """Keys of the objects that manifests refer to, and of all that these stand on.
 
     Args:
-        known: as for `bases_of`.
+        known: as for `needs_of`.
     """
     used: set[str] = set()
-    chunked: set[str] = set()
     for manifest in manifests:
         for entry in history.manifest(manifest).leaves.values():
             if entry.packed is not None:
                 used.add(pack_key(entry.packed.pack))
             elif entry.is_object:
                 used.add(leaf_key(entry.digest))
-                if entry.chunks:  # only these may stand on a base
-                    chunked.add(leaf_key(entry.digest))
-    return used | bases_of(objects, chunked, known)
+    return used | needs_of(objects, used, known)
 
 
-def bases_of(
-    objects: ObjectStore, keys: Iterable[str], known: dict[str, str | None] | None = None
+def needs_of(
+    objects: ObjectStore, keys: Iterable[str], known: dict[str, tuple[str, ...]] | None = None
 ) -> set[str]:
-    """Keys of all leaf objects that some stand on, directly or not.
+    """Keys of all objects that some stand on, directly or not: bases, groups.
 
     Args:
-        known: {key: key of its base} of headers that need not be read; those that
-            are read are added.
+        known: {key: what its header says} of headers that need not be read; those
+            that are read are added.
     """
     known = {} if known is None else known
     found: set[str] = set()
     queue = sorted(keys)
     while queue:
         unread = [key for key in queue if key not in known]
-        for key, header in zip(unread, objects.read_headers(unread), strict=True):
-            if header is not None:
-                known[key] = leaf_key(header.base) if header.base else None
-        bases = {base for key in queue if (base := known.get(key))}
-        queue = sorted(bases - found)
-        found |= bases
+        for start in range(0, len(unread), HEADERS_AT_ONCE):
+            part = unread[start : start + HEADERS_AT_ONCE]
+            for key, header in zip(part, objects.read_headers(part), strict=True):
+                if header is not None:
+                    known[key] = header.needs
+        needs = {need for key in queue for need in known.get(key, ())}
+        queue = sorted(needs - found)
+        found |= needs
     return found

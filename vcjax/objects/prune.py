@@ -47,7 +47,7 @@ class Pruner:
         self._live: set[str] = set()  # commits, pruned ones included
         self._uses: dict[str, tuple[str, ...]] = {}  # unpruned live commit -> its objects
         self._users: Counter[str] = Counter()  # object -> how many of `_uses` have it
-        self._bases: dict[str, str | None] = {}  # chunked object in `_users` -> its base
+        self._needs: dict[str, tuple[str, ...]] = {}  # object in `_users` -> what it stands on
         self._pruned: set[str] = set()  # commits: those found at the last listing, and our own
         self._marked = 0  # how many of them were not there then
 
@@ -100,8 +100,8 @@ class Pruner:
         """Takes note of what has changed in the repository; the present states of refs.
 
         Refs are read before their logs: a state is logged before it is replaced, so
-        one of the two has it. An object in `_users` is never deleted, so its base
-        stays the same; one that lost its last user may have been stored anew, which
+        one of the two has it. An object in `_users` is never deleted, so what it
+        stands on stays the same; one that lost its last user may have been stored anew, which
         is why users are dropped before others are added.
 
         Args:
@@ -123,10 +123,10 @@ class Pruner:
                 self._users[key] -= 1
                 if not self._users[key]:
                     del self._users[key]
-                    self._bases.pop(key, None)
+                    self._needs.pop(key, None)
                     freed.add(key)
         for digest in added:
-            self._uses[digest] = self._read(digest, self._bases)
+            self._uses[digest] = self._read(digest, self._needs)
             self._users.update(self._uses[digest])
         return seen
 
@@ -153,8 +153,8 @@ class Pruner:
             if value is not None
         }
 
-    def _read(self, digest: str, bases: dict[str, str | None]) -> tuple[str, ...]:
+    def _read(self, digest: str, needs: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
         """The objects that a commit uses; as interned strings, since most have many users."""
         manifest = self._history.commit(digest).manifest
-        used = objects_of(self._history, self._objects, [manifest], bases)
+        used = objects_of(self._history, self._objects, [manifest], needs)
         return tuple(map(sys.intern, used))

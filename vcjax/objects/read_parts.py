@@ -2,19 +2,14 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
-from vcjax import updates
 from vcjax.errors import CorruptionError
 from vcjax.hashing import (
-    chunk_count,
     chunk_ranges,
     chunk_runs,
     chunk_shape,
@@ -22,14 +17,14 @@ from vcjax.hashing import (
     digest_array,
     digest_bytes,
 )
-from vcjax.hashing.regions import REGION_BYTES, Box, chunk_box, overlap
+from vcjax.hashing.regions import REGION_BYTES, Box, box_of, chunks_in, overlap
 from vcjax.history import LeafEntry
-from vcjax.objects import read as reading
 from vcjax.objects import zarr as arrays
-from vcjax.objects.header import ArrayHeader, read_headers
-from vcjax.objects.layout import HINT, array_errors, leaf_key, place_of
+from vcjax.objects.chain import ChainReader
+from vcjax.objects.header import read_headers
+from vcjax.objects.layout import HINT, leaf_key, place_of
 from vcjax.storage import Store
-from vcjax.tree import itemsize, storage_dtype
+from vcjax.tree import LeafSpec, itemsize, storage_dtype
 
 AHEAD = 8
 """How many leaves are read at the same time."""
@@ -56,11 +51,11 @@ class PartialReader:
         self._entries = entries
         keys = [leaf_key(entry.digest) for entry in entries.values()]
         headers = read_headers(store, keys)
-        self._chains: dict[str, list[ArrayHeader]] = {
-            path: reading.chain_of(store, path, entry, header)
+        self._chains = ChainReader(store)
+        self._links = {
+            path: self._chains.leaf(path, entry, header)
             for (path, entry), header in zip(entries.items(), headers, strict=True)
         }
-        self._opened = lru_cache(maxsize=None)(self._open)
 
     def __contains__(self, path: object) -> bool:
         return path in self._entries
@@ -80,30 +75,30 @@ class PartialReader:
             return found
         shape, width = entry.spec.shape, itemsize(entry.spec.dtype)
         region = chunk_slices(shape, width, first, last)
-        lengths = tuple(part.stop - part.start for part in region)
-        buffer = arrays.aligned_buffer(lengths, entry.spec.dtype)
-        chain = self._chains[path]
-        with array_errors(self._store, leaf_key(entry.digest), path):
-            target = ts.array(arrays.stored_view(buffer, entry.spec.dtype))
-            target = target.translate_to[tuple(part.start for part in region)] if shape else target
-            opened = self._opened(path)
-            futures = []
-            if len(chain) == 1:
-                futures.append(target.write(opened[0][region] if shape else opened[0]))
-            else:
-                count = chunk_count(shape, width)
-                holders = updates.sources(count, [head.own for head in chain])
-                for at, source in enumerate(opened):
-                    held = [i for i in range(first, last + 1) if holders[i] == at]
-                    for run in chunk_runs(shape, width, held):
-                        part = chunk_slices(shape, width, *run)
-                        futures.append(target[part].write(source[part]))
-            for future in futures:
-                future.result()
+        buffer = self._chains.read(path, self._links[path], box_of(region, shape))
         flat = buffer.reshape(-1)
         if self._verify:
             self._check(path, entry, flat if len(entry.chunks) > 1 else buffer, first, last)
         return flat
+
+    def read_boxes(self, path: str, boxes: Sequence[Box]) -> list[np.ndarray]:
+        """Parts of a leaf, as arrays that the caller owns; only the chunks they lie in are read.
+
+        Raises:
+            CorruptionError: a chunk is damaged or gone; names the leaf path and the object.
+        """
+        spec, width = self._entries[path].spec, itemsize(self._entries[path].spec.dtype)
+        shapes = [tuple(stop - start for start, stop in box) for box in boxes]
+        buffers = [arrays.aligned_buffer(shape, spec.dtype) for shape in shapes]
+        needed = sorted({chunk for box in boxes for chunk in chunks_in(box, spec.shape, width)})
+        most = max(1, REGION_BYTES // (width * math.prod(chunk_shape(spec.shape, width))))
+        for first, last in chunk_runs(spec.shape, width, needed, most):
+            region = box_of(chunk_slices(spec.shape, width, first, last), spec.shape)
+            content = self.read(path, first, last).reshape([stop - start for start, stop in region])
+            for box, buffer in zip(boxes, buffers, strict=True):
+                if (part := overlap(box, region)) is not None:
+                    buffer[_within(part, box)] = content[_within(part, region)]
+        return buffers
 
     def _mapped(self, path: str, chunk: int) -> np.ndarray | None:
         """A chunk that is stored as it is in memory, where it lies; None if it is not.
@@ -111,26 +106,19 @@ class PartialReader:
         TensorStore copies it three times, which takes four times as long as to check its
         digest. As that is what it is checked against, its checksum need not be.
         """
-        entry, chain = self._entries[path], self._chains[path]
-        if not self._verify or len(chain) > 1:
+        entry, link = self._entries[path], self._links[path]
+        if not self._verify or not link.is_dense:
             return None
         shape, width = entry.spec.shape, itemsize(entry.spec.dtype)
         region, part = chunk_slices(shape, width, chunk, chunk), chunk_shape(shape, width)
         place = [piece.start // size for piece, size in zip(region, part, strict=True)]
-        key = arrays.raw_key(chain[0], leaf_key(entry.digest), place)
+        key = arrays.raw_key(link.header, link.key, place)
         found = None if key is None else self._store.mapped(key)
         if found is None or len(found) != width * math.prod(part) + CHECKSUM_BYTES:
             return None
         # What is cut short is the axis that is cut alone: what there is comes first.
         size = math.prod(piece.stop - piece.start for piece in region)
         return np.frombuffer(found, storage_dtype(entry.spec.dtype), size)
-
-    def _open(self, path: str) -> list[Any]:
-        store = self._store
-        return [
-            arrays.open_array(store, head.array_key(leaf_key(head.digest)), head.metadata).result()
-            for head in self._chains[path]
-        ]
 
     def _check(self, path: str, entry: LeafEntry, data: np.ndarray, first: int, last: int) -> None:
         shape, width = entry.spec.shape, itemsize(entry.spec.dtype)
@@ -184,36 +172,32 @@ def read_boxes(
             if len(flying) == AHEAD:
                 done, future = flying.popleft()
                 yield done, future.result()
-            flying.append((path, pool.submit(_read, reader, path, leaf)))
+            flying.append((path, pool.submit(reader.read_boxes, path, leaf.boxes)))
         for path, future in flying:
             yield path, future.result()
 
 
-def _read(reader: PartialReader, path: str, wanted: Wanted) -> list[np.ndarray]:
-    spec, width = wanted.entry.spec, itemsize(wanted.entry.spec.dtype)
-    shapes = [tuple(stop - start for start, stop in box) for box in wanted.boxes]
-    buffers = [arrays.aligned_buffer(shape, spec.dtype) for shape in shapes]
-    needed = [
-        number
-        for number in range(chunk_count(spec.shape, width))
-        if any(overlap(box, chunk_box(number, spec.shape, width)) for box in wanted.boxes)
-    ]
-    most = max(1, REGION_BYTES // (width * math.prod(chunk_shape(spec.shape, width))))
-    for first, last in _split(chunk_runs(spec.shape, width, needed), most):
-        slices = chunk_slices(spec.shape, width, first, last)
-        region = tuple((part.start, part.stop) for part in slices)
-        content = reader.read(path, first, last).reshape([stop - start for start, stop in region])
-        for box, buffer in zip(wanted.boxes, buffers, strict=True):
-            if (part := overlap(box, region)) is not None:
-                buffer[_within(part, box)] = content[_within(part, region)]
-    return buffers
+class CheckedContent:
+    """A stored leaf as an update sees it (`vcjax.updates.Content`), each chunk checked.
 
+    Args:
+        reader: has the leaf.
+        path: under which path.
+        spec: of the leaf.
+    """
 
-def _split(runs: Iterable[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
-    """The same runs in pieces of at most so many chunks."""
-    for first, last in runs:
-        for start in range(first, last + 1, most):
-            yield start, min(last, start + most - 1)
+    def __init__(self, reader: PartialReader, path: str, spec: LeafSpec):
+        self._reader = reader
+        self._path = path
+        self.dtype = spec.dtype
+        self.shape = spec.shape
+
+    def read(self, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """See `vcjax.updates.Content`."""
+        box: Box = tuple((0, length) for length in self.shape)
+        if index is not None:
+            box = box_of(index, self.shape)
+        return self._reader.read_boxes(self._path, [box])[0]
 
 
 def _within(part: Box, whole: Box) -> tuple[slice, ...]:

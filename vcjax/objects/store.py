@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from vcjax.errors import CorruptionError
+from vcjax import updates
+from vcjax.errors import CorruptionError, MissingObjectError, UpdateError
 from vcjax.hashing import digest_arrays
 from vcjax.history import LeafEntry
 from vcjax.objects import header as headers
@@ -18,11 +19,13 @@ from vcjax.objects.layout import (
     IN_FLIGHT_BYTES,
     INLINE_BYTES,
     PACKED_BYTES,
+    leaf_key,
     pack_key,
     place_of,
 )
-from vcjax.objects.read_parts import PartialReader, Wanted, read_boxes
+from vcjax.objects.read_parts import CheckedContent, PartialReader, Wanted, read_boxes
 from vcjax.objects.write import ArrayWriter, StagedLeaf
+from vcjax.objects.write_group import GroupWriter
 from vcjax.storage import Store
 
 
@@ -63,7 +66,7 @@ class ObjectStore:
             seen.add(leaf.name)
             if leaf.nbytes < PACKED_BYTES:
                 small[leaf.name] = leaf
-            elif not headers.is_whole(self.store, leaf.name):
+            elif not headers.is_whole(self.store, leaf_key(leaf.name)):
                 writer.write_leaf(leaf)
         places = writer.write_pack(list(small.values())) if small else {}
         writer.finish()
@@ -72,6 +75,72 @@ class ObjectStore:
             for entry in entries
         ]
 
+    def write_update(
+        self, update: str, bases: Sequence[LeafEntry], new: Sequence[StagedLeaf]
+    ) -> list[LeafEntry]:
+        """Stores leaves by an update; a commit that has them then finds them stored.
+
+        Several leaves are stored together, once, and each can be read alone. They are
+        read back and compared with their digests before they count as stored. A
+        `difference` is stored as a commit stores it: dense where that is better.
+
+        Args:
+            update: name of an installed update; see `vcjax.updates.Update`.
+            bases: stored array leaves, in the order that the update wants them.
+            new: array leaves. Those that are stored already stay as they are.
+
+        Returns:
+            One entry per leaf of `new`. Durable once the store was synced.
+
+        Raises:
+            UpdateError: the update cannot express these leaves, does not give them back,
+                or the bases stand on too many others.
+            UnknownFormatError: there is no such update.
+            CorruptionError: a base is damaged or gone.
+
+        Example:
+            >>> repo = vcjax.Repository.init("memory://updated")
+            >>> layers = np.zeros((4, 1024, 1024), np.float32)
+            >>> _ = repo.commit({"layers": layers})
+            >>> base = repo.manifest().leaves["layers"]
+            >>> layers[2] += 1
+            >>> [entry] = repo.objects.write_update("difference", [base], [StagedLeaf.of(layers)])
+            >>> commit = repo.commit({"layers": layers})  # writes no leaf
+            >>> repo.manifest(commit).leaves["layers"].digest == entry.digest
+            True
+        """
+        _refuse(update, bases, new)
+        if not all(headers.is_whole(self.store, leaf_key(leaf.name)) for leaf in new):
+            if not self.hold(bases):
+                raise MissingObjectError(
+                    f"a base of the update {update!r} is gone", hint="take leaves that are stored"
+                )
+            contents = [self.content(entry, f"base {at}") for at, entry in enumerate(bases)]
+            if update == headers.DIFFERENCE:
+                updates.check_pair(contents, [leaf.spec for leaf in new])
+                writer = ArrayWriter(self.store, self.compress)
+                writer.write_leaf(replace(new[0], predecessor=bases[0]))
+                writer.finish()
+            else:
+                pairs = list(zip(bases, contents, strict=True))
+                GroupWriter(self.store, self.compress).write(update, pairs, new)
+        return [writing.entry_of(leaf, False, {}) for leaf in new]
+
+    def content(self, entry: LeafEntry, path: str = "") -> updates.Content:
+        """A stored array leaf, any region of which can be read; chunks are checked.
+
+        Args:
+            entry: where it is.
+            path: leaf path, for messages.
+
+        Raises:
+            CorruptionError: the leaf is damaged or gone.
+        """
+        if entry.is_object:
+            return CheckedContent(self.open_parts({path: entry}), path, entry.spec)
+        [(_, array)] = self.read({path: entry})
+        return updates.ArrayContent(array, entry.spec.dtype)
+
     def needed_regions(self, leaf: StagedLeaf) -> list[tuple[slice, ...]] | None:
         """The regions of a new leaf that `write` would store; None where it would store all."""
         header = ArrayWriter(self.store, self.compress).header_of(leaf)
@@ -79,11 +148,9 @@ class ObjectStore:
 
     def hold(self, entries: Sequence[LeafEntry]) -> bool:
         """Marks stored leaves as relied upon; False if one of them is gone."""
-        packs = {entry.packed.pack for entry in entries if entry.packed is not None}
-        leaves = {entry.digest for entry in entries if entry.is_object}
-        return all(headers.is_whole(self.store, digest) for digest in leaves) and all(
-            headers.is_stored(self.store, pack_key(pack)) for pack in packs
-        )
+        keys = {pack_key(entry.packed.pack) for entry in entries if entry.packed is not None}
+        keys |= {leaf_key(entry.digest) for entry in entries if entry.is_object}
+        return all(headers.is_whole(self.store, key) for key in keys)
 
     def read_headers(self, keys: Sequence[str]) -> list[ArrayHeader | None]:
         """The headers of several objects; None for those that do not exist."""
@@ -114,7 +181,7 @@ class ObjectStore:
     def read_boxes(
         self, wanted: Mapping[str, Wanted], verify: bool = True
     ) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Parts of leaf objects: only the chunks that they lie in are read; see `partial`."""
+        """Parts of leaf objects: only the chunks that they lie in are read."""
         return read_boxes(self.store, wanted, verify)
 
     def open_parts(self, entries: Mapping[str, LeafEntry]) -> PartialReader:
@@ -124,6 +191,17 @@ class ObjectStore:
             CorruptionError: a leaf is damaged or gone; names its path and object.
         """
         return PartialReader(self.store, entries)
+
+
+def _refuse(update: str, bases: Sequence[LeafEntry], new: Sequence[StagedLeaf]) -> None:
+    """Raises where there is nothing that any update could store."""
+    if not new:
+        raise UpdateError(f"the update {update!r} is of no leaves", hint="give it one or several")
+    if any(leaf.spec.is_value for leaf in (*bases, *new)):
+        raise UpdateError(
+            f"the update {update!r} is given a plain Python value",
+            hint="updates are of arrays; put values into the parameters of the update",
+        )
 
 
 def _verified(window: deque[reading.Fetched], verify: bool) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,13 +9,12 @@ from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, KeptMerges, LeafEntry, Manifest, Prunings, Refs
 from vcjax.history.refnames import HEAD, HEADS
-from vcjax.objects.header import ArrayHeader
-from vcjax.objects.layout import leaf_key
+from vcjax.objects.header import DENSE, ArrayHeader
+from vcjax.objects.layout import HEADERS_AT_ONCE, leaf_key, pack_key
+from vcjax.objects.relation import Relation
 from vcjax.objects.store import ObjectStore
+from vcjax.objects.zarr import digest_stored
 from vcjax.tree import storage_dtype
-
-HEADERS_AT_ONCE = 256
-"""How many objects' metadata are read before they are let go."""
 
 BATCH_BYTES = 256 * 1024 * 1024
 """How much is read before what was read is let go."""
@@ -215,40 +214,63 @@ def _check_leaves(
 def _check_groups(
     report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, str, LeafEntry]]
 ) -> None:
-    """Compares the `zarr.json` of the array in each group with the group's own.
+    """Checks what objects that are not dense are made of; what they stand on is looked at too.
 
-    vcjax reads the copy in the group's attributes and would not notice; other
-    readers of zarr go by this one. Bases are looked at too.
+    vcjax reads the copy of the arrays' `zarr.json` in the group's attributes and would not
+    notice that one differs; other readers of zarr go by it.
     """
-    objects_ = (e.digest for _, _, e in entries if not e.is_inline and e.packed is None)
-    keys, seen = sorted(set(map(leaf_key, objects_))), set()
+    kept = [entry for _, _, entry in entries if not entry.is_inline]
+    keys = sorted(
+        {leaf_key(e.digest) if e.packed is None else pack_key(e.packed.pack) for e in kept}
+    )
+    seen: set[str] = set()
     while keys:
         seen.update(keys)
-        bases = set()
+        needs: set[str] = set()
         for start in range(0, len(keys), HEADERS_AT_ONCE):
             part = keys[start : start + HEADERS_AT_ONCE]
-            bases |= _check_group_metadata(objects, part, report)
-        keys = sorted(bases - seen)
+            needs |= _check_group_metadata(objects, part, report)
+        keys = sorted(needs - seen)
 
 
 def _check_group_metadata(
     objects: ObjectStore, keys: Sequence[str], report: FsckReport
 ) -> set[str]:
-    """Checks some objects; gives the keys of their bases."""
+    """Checks some objects; gives the keys of those that they stand on."""
     headers: list[tuple[str, ArrayHeader]] = []
     for key in keys:
         with suppress(VcjaxError):  # reading the leaf reports it, by its path
             [header] = objects.read_headers([key])
-            if header is not None and header.base is not None:
+            if header is not None and header.update != DENSE:
                 headers.append((key, header))
-    inner = [f"{header.array_key(key)}/zarr.json" for key, header in headers]
-    values = objects.store.read_many(inner)
-    for name, value, (_, header) in zip(inner, values, headers, strict=True):
+    inner = [(k, data) for key, header in headers for k, data in header.inner(key).items()]
+    values = objects.store.read_many([f"{key}/zarr.json" for key, _ in inner])
+    for (key, expected), value in zip(inner, values, strict=True):
         if value is None:
-            report.problems.append(Problem(name, "is missing"))
-        elif value != header.encode_metadata():
-            report.problems.append(Problem(name, "differs from what the group says of the array"))
-    return {leaf_key(header.base) for _, header in headers if header.base is not None}
+            report.problems.append(Problem(f"{key}/zarr.json", "is missing"))
+        elif value != expected:
+            message = "differs from what the group says of the array"
+            report.problems.append(Problem(f"{key}/zarr.json", message))
+    for key, header in headers:
+        if header.relation is not None:
+            _check_relation(objects, key, header, header.relation, report)
+    return {need for _, header in headers for need in header.needs}
+
+
+def _check_relation(
+    objects: ObjectStore, key: str, header: ArrayHeader, relation: Relation, report: FsckReport
+) -> None:
+    """Checks that the parts of an update are those that were written, and the group its own."""
+    if header.is_group and relation.digest(header.update) != key.rpartition("/")[2]:
+        report.problems.append(Problem(key, "is not of the leaves and parts that it is named by"))
+    for name, part in relation.parts.items():
+        place = f"{key}/{name}"
+        found = report.check(
+            place,
+            lambda at=place, p=part: digest_stored(objects.store, at, p.metadata, p.dtype),
+        )
+        if found is not None and found.leaf.hex() != part.digest:
+            report.problems.append(Problem(place, "its content does not have its digest"))
 
 
 def _entry_problem(entry: LeafEntry) -> str | None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from vcjax import (
+    hashing,
     tree,
     updates,  # tree.Leaf and tree.canonical load JAX: only on use
 )
 from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
 from vcjax.history import LeafEntry, Packed
 from vcjax.objects import zarr as arrays
-from vcjax.objects.header import ArrayHeader, is_stored, read_chain
+from vcjax.objects.header import DIFFERENCE, ArrayHeader, is_whole, read_chain
 from vcjax.objects.layout import (
     IN_FLIGHT_BYTES,
     LAZY_IN_FLIGHT_BYTES,
@@ -45,6 +46,16 @@ class StagedLeaf:
     digest: LeafDigest
     predecessor: LeafEntry | None = None
     is_transient: bool = False
+
+    @classmethod
+    def of(cls, value: Any) -> "StagedLeaf":
+        """A leaf of an array, digested where it lives.
+
+        Raises:
+            UnsupportedLeafError: values of this kind cannot be stored.
+        """
+        leaf = tree.make_leaf(value)
+        return cls(leaf, hashing.digest_leaves({"": leaf})[""])
 
     @cached_property
     def name(self) -> str:
@@ -98,7 +109,7 @@ class ArrayWriter:
             buffer[offset : offset + content.size] = content
         spec = LeafSpec("uint8", buffer.shape, "numpy")
         pack = StagedLeaf(tree.Leaf(spec, buffer), digest_array("uint8", buffer))
-        if not is_stored(self._store, pack_key(pack.name)):
+        if not is_whole(self._store, pack_key(pack.name)):
             self._write(pack_key(pack.name), pack, None)
         return {
             leaf.name: Packed(pack.name, offset, content.size)
@@ -149,7 +160,7 @@ class ArrayWriter:
             return header
         return replace(
             header,
-            update="difference",
+            update=DIFFERENCE,
             base=difference.base,
             own=difference.own,
             depth=difference.depth,

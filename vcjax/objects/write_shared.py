@@ -118,7 +118,7 @@ class SharedPlan:
             seen.add(leaf.name)
             if leaf.nbytes < PACKED_BYTES:
                 self._small[leaf.name] = leaf
-            elif not headers.is_whole(store, leaf.name):
+            elif not headers.is_whole(store, leaf_key(leaf.name)):
                 header = self._writer.header_of(leaf)
                 self._headers.append((leaf, header))
                 self.orders.append(Order(path, leaf.name, header.own))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from vcjax.hashing import LeafDigest, chunk_shape
+from vcjax.hashing import LeafDigest, chunk_digests, chunk_shape, joined_digest
+from vcjax.hashing.regions import chunk_boxes
 from vcjax.objects.header import ArrayHeader
+from vcjax.objects.layout import array_errors
 from vcjax.storage import Store
 from vcjax.tree import storage_dtype
 
@@ -138,6 +140,23 @@ def open_array(store: Store, key: str, metadata: dict[str, Any]) -> Any:
         "store_data_equal_to_fill_value": True,
     }
     return ts.open(spec, open=True, assume_metadata=True, context=store.context)
+
+
+def digest_stored(store: Store, key: str, metadata: dict[str, Any], dtype: str) -> LeafDigest:
+    """The digest of what a stored array holds, whatever anything says of it.
+
+    Raises:
+        CorruptionError: it cannot be read.
+    """
+    shape, chunks = tuple(metadata["shape"]), []
+    with array_errors(store, key):
+        stored = open_array(store, key, metadata).result()
+        for box in chunk_boxes(shape, storage_dtype(dtype).itemsize):
+            buffer = aligned_buffer(tuple(stop - start for start, stop in box), dtype)
+            part = stored[tuple(slice(*span) for span in box)] if box else stored
+            ts.array(stored_view(buffer, dtype)).write(part).result()
+            chunks += chunk_digests(buffer, shape)
+    return joined_digest(dtype, shape, chunks)
 
 
 def aligned_buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray:

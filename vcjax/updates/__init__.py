@@ -1,4 +1,4 @@
-"""How a leaf's content is expressed relative to another leaf, and choosing one way."""
+"""How leaves are expressed relative to others: what an update is, and which there are."""
 
 import lazy_loader
 
