@@ -257,7 +257,7 @@ def test_more_is_needed_than_a_background_commit_fetched(tmp_path, transfers, mo
     tree = {"layers": jnp.asarray(stacked(4)), "bias": np.zeros(3)}
     repo.commit(tree, "with")
     changed = {**tree, "layers": tree["layers"].at[2].add(1)}
-    monkeypatch.setattr(repo, "_commit", partial(_after, other.undo, repo._commit))
+    monkeypatch.setattr(repo._writer, "_alone", partial(_after, other.undo, repo._writer._alone))
     future = repo.commit_async(changed)
     with pytest.raises(ConflictError, match="branch has moved"):
         future.result()

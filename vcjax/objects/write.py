@@ -1,11 +1,11 @@
-"""Writing leaves: as leaf objects (dense, or relative to a base) and in packs."""
+"""Staging trees and writing leaves: as objects (dense, or relative to a base) and in packs."""
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +14,18 @@ from vcjax import (
     tree,
     updates,  # tree.Leaf and tree.canonical load JAX: only on use
 )
-from vcjax.hashing import LeafDigest, chunk_grid, chunk_runs, chunk_slices, digest_array
-from vcjax.history import LeafEntry, Packed
+from vcjax.errors import VcjaxError
+from vcjax.hashing import (
+    LeafDigest,
+    chunk_grid,
+    chunk_runs,
+    chunk_slices,
+    digest_array,
+    value_digest,
+)
+from vcjax.hashing.digests import encode_value
+from vcjax.history import LeafEntry, Manifest, Packed
+from vcjax.history.manifest import check_depth
 from vcjax.objects import zarr as arrays
 from vcjax.objects.header import DIFFERENCE, ArrayHeader, is_whole, read_chain
 from vcjax.objects.layout import (
@@ -28,6 +38,9 @@ from vcjax.objects.layout import (
 )
 from vcjax.storage import Store
 from vcjax.tree import LeafSpec, itemsize
+
+if TYPE_CHECKING:
+    from vcjax.objects.store import ObjectStore
 
 
 @dataclass(frozen=True)
@@ -258,3 +271,61 @@ def entry_of(
         return LeafEntry(leaf.spec, leaf.name, (), content, None, True)
     chunks = leaf.digest.chunks if len(leaf.digest.chunks) > 1 else ()
     return LeafEntry(leaf.spec, leaf.name, chunks)
+
+
+def stage(
+    root: Any,
+    objects: "ObjectStore",
+    before: Manifest | None = None,
+    digests: Iterable[tuple[str, LeafDigest]] | None = None,
+) -> Manifest:
+    """Stores the leaves of a flattened tree that are new; its manifest.
+
+    Args:
+        root: what `vcjax.tree.flatten` gave.
+        objects: where to store them.
+        before: the commit that this one follows: what it has is not stored again,
+            and its leaves are bases for those that replace them.
+        digests: leaf path and digest of every array leaf that is not lazy, in any
+            order; drawn one by one. Computed here by default. Lazy leaves are read,
+            digested and written last, two of them in memory at a time.
+    """
+    check_depth(root)
+    leaves = tree.leaf_dict(root)
+    lazy = {path: leaf for path, leaf in leaves.items() if leaf.is_lazy}
+    arrays = {
+        path: leaf for path, leaf in leaves.items() if not leaf.spec.is_value and path not in lazy
+    }
+    former = before.leaves if before else {}
+    order: list[str] = []
+
+    def staged() -> Iterator[StagedLeaf]:
+        for path, digest in hashing.iter_digests(arrays) if digests is None else digests:
+            order.append(path)
+            yield StagedLeaf(arrays[path], digest, former.get(path))
+        for path, leaf in lazy.items():
+            order.append(path)
+            yield _loaded(path, leaf, former.get(path))
+
+    written = objects.write(staged(), before.locations if before else {})
+    entries = dict(zip(order, written, strict=True))
+
+    def entry(path: str, leaf: Any) -> LeafEntry:
+        if path in entries:
+            return entries[path]
+        digest = value_digest(leaf.spec.dtype, leaf.data).hex()
+        return LeafEntry(leaf.spec, digest, inline=encode_value(leaf.data), is_inline=True)
+
+    return Manifest(tree.map_leaves(entry, root))
+
+
+def _loaded(path: str, leaf: Any, former: LeafEntry | None) -> StagedLeaf:
+    """A lazy leaf with its data."""
+    try:
+        here = tree.Leaf(leaf.spec, tree.canonical(leaf))
+    except VcjaxError as error:
+        if error.path is None:
+            error.path, error.message = path, f"leaf {path!r}: {error.message}"
+        raise
+    [digest] = hashing.digest_arrays([(leaf.spec.dtype, here.data)])
+    return StagedLeaf(here, digest, former, is_transient=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from vcjax.history import Commit, Manifest, Ref
 from vcjax.history.commit import Change, Details
 from vcjax.history.refnames import HEAD
-from vcjax.objects.stage import stage
 from vcjax.processes.group import Group
 from vcjax.repo.base import Base, Bases
 from vcjax.repo.commit import Committer, StagedOnPrunedError
@@ -209,6 +208,7 @@ class Writer:
             digested: digests of leaves that are known already, by leaf path.
         """
         from vcjax import hashing
+        from vcjax.objects.write import stage
         from vcjax.repo.snapshot import require_stored
         from vcjax.tree import leaf_dict
 

@@ -19,7 +19,7 @@ from vcjax.formats.sharded import SHARD_BYTES, ShardWriter
 from vcjax.hashing import digest_bytes
 from vcjax.history import LeafEntry, Manifest
 from vcjax.objects import ObjectStore
-from vcjax.objects.stage import stage
+from vcjax.objects.write import stage
 from vcjax.streaming.executor import Piece, execute
 from vcjax.streaming.job import Job
 
