@@ -21,7 +21,7 @@ import numpy as np
 
 from vcjax import errors
 from vcjax.merging.view import View
-from vcjax.tree.globs import matches
+from vcjax.tree.globs import FirstMatch
 
 P = ParamSpec("P")
 Locality = Literal["element", "leaf", "model"]
@@ -258,16 +258,25 @@ class MergeMethod:
 
     def for_leaf(self, path: str) -> "MergeMethod":
         """The method, without rules, that decides the leaf at `path`."""
-        for glob, method in self.rules:
-            if matches(glob, path):
-                return method.for_leaf(path)
-        if self.rules:
+        if not self.rules:
+            return self
+        method = self._rules_by_path.find(path)
+        if method is None:
             raise errors.MergeError(
                 f"no rule of the partition covers the leaf {path!r}",
                 hint="give a default=",
                 path=path,
             )
-        return self
+        return method.for_leaf(path)
+
+    @functools.cached_property
+    def _rules_by_path(self) -> FirstMatch["MergeMethod"]:
+        return FirstMatch(self.rules)
+
+    @functools.cached_property
+    def views_by_path(self) -> FirstMatch[View]:
+        """`views`, to be looked up."""
+        return FirstMatch(self.views)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())

@@ -280,7 +280,7 @@ class _Execution:
     def _whole_stack(self, loaded: _Loaded, **given: Any) -> Stack:
         job = loaded.job
         statistics = None if job.statistics is None else tuple(map(jnp.asarray, job.statistics))
-        view = leaf_view(job.method, job.path, loaded.values[0])
+        view = leaf_view(job.method, job.path, job.spec.shape)
         return self._stack(loaded, statistics=statistics, view=view, **given)
 
     def _merge_whole(self, loaded: _Loaded) -> Any:

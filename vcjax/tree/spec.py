@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vcjax import errors
+from vcjax.tree import dtypes
 
 Key = str | int | float | bool | bytes | tuple["Key", ...]
 """What may be a key of a dict in a tree."""
@@ -57,6 +58,15 @@ class LeafSpec:
     def is_value(self) -> bool:
         """Whether the leaf is a Python value and not an array."""
         return self.home == "python"
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether merges average it: floating point and complex arrays, and nothing else.
+
+        Step counters, masks, PRNG keys and text have no mean; plain Python values are
+        settings, and stay what they are.
+        """
+        return not self.is_value and dtypes.is_inexact(self.dtype)
 
     def __str__(self) -> str:
         if self.is_value:

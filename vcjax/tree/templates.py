@@ -18,10 +18,10 @@ from vcjax.tree.target_arrays import place
 
 @dataclass(frozen=True)
 class Template:
-    """A tree to restore into, taken apart by leaf path.
+    """A tree taken apart by leaf path, to be put together with other leaves.
 
-    Having the targets before any data are read lets a restore fail early, and
-    lets it place each leaf as soon as that is read.
+    A restore that has the targets before any data are read can fail early, and
+    place each leaf as soon as that is read; a merge rebuilds the first model.
 
     Attributes:
         targets: the leaves of the tree (arrays, `jax.ShapeDtypeStruct`s, plain
@@ -73,7 +73,11 @@ def _open_one(value: Any, path: str | None, targets: dict[str, Any]) -> _Build:
         return lambda leaves: nnx.merge(graphdef, build_state(leaves))
     name = path or ""
     if name in targets:
-        raise errors.TreeError(f"two leaves of like= have the path {name!r}", path=name)
+        raise errors.TreeError(
+            f"two leaves have the path {name!r}",
+            path=name,
+            hint="give the keys of that container different string forms",
+        )
     targets[name] = value
     return lambda leaves: leaves[name]
 

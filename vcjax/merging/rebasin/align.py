@@ -10,10 +10,11 @@ from scipy import optimize
 
 from vcjax import errors
 from vcjax.merging.in_memory import merge
-from vcjax.merging.inputs import Tree, by_path, is_mergeable, path_of
+from vcjax.merging.inputs import Tree, by_path, has_mean
 from vcjax.merging.kernels.linalg import matmul
 from vcjax.merging.method import MergeMethod
 from vcjax.merging.rebasin.permutations import PermutationSpec
+from vcjax.tree import template
 
 Permutations = Mapping[str, Any]
 """`{name: int array}`: place `i` takes what was at `permutation[i]`."""
@@ -47,11 +48,12 @@ def permute(tree: Tree, spec: PermutationSpec, permutations: Permutations) -> Tr
                 hint=f"it has {', '.join(map(repr, spec.sizes))}",
             )
 
-    def moved(keys: Any, leaf: Any) -> Any:
-        path = path_of(keys)
-        return _moved(leaf, spec, path, permutations) if path in spec.axes else leaf
-
-    return jax.tree_util.tree_map_with_path(moved, tree)
+    parts = template(tree)
+    moved = {
+        path: _moved(leaf, spec, path, permutations) if path in spec.axes else leaf
+        for path, leaf in parts.targets.items()
+    }
+    return parts.build(moved)
 
 
 def _moved(
@@ -129,7 +131,7 @@ def match_weights(
 
 def _number(leaf: Any) -> Any:
     """A leaf to be matched: floating point as float32; None for others."""
-    return jnp.asarray(leaf, jnp.float32) if is_mergeable(leaf) else None
+    return jnp.asarray(leaf, jnp.float32) if has_mean(leaf) else None
 
 
 def _products(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:

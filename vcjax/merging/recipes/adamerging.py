@@ -23,6 +23,7 @@ from vcjax.merging.steps.basic import (
     weighted_sum,
 )
 from vcjax.merging.tuning.optimise import Optimised, Per, optimise
+from vcjax.tree import exactly
 
 
 @transform()
@@ -188,7 +189,7 @@ def adamerge(
     )
     values = found.coefficients["coefficients"]
     learned = (
-        {path: row.tolist() for path, row in values.items()}
+        {exactly(path): row.tolist() for path, row in values.items()}
         if isinstance(values, Mapping)
         else values.tolist()
     )

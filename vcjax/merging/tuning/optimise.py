@@ -12,9 +12,10 @@ import optax
 from vcjax import errors
 from vcjax.merging.compose import keep, partition
 from vcjax.merging.in_memory import merge
-from vcjax.merging.inputs import Tree, by_path, is_mergeable
+from vcjax.merging.inputs import Tree, by_path, has_mean
 from vcjax.merging.method import MergeMethod, chosen
 from vcjax.merging.tuning.sweep import Make, made, mapped_over, split_arrays
+from vcjax.tree import exactly
 
 Per = Literal["model", "layer", "leaf"]
 Variables = dict[str, jax.Array]
@@ -146,7 +147,7 @@ def grouped(tree: Tree, per: Per) -> dict[str, list[str]] | None:
         return None
     found: dict[str, list[str]] = {}
     for path, leaf in by_path(tree).items():
-        if is_mergeable(leaf):
+        if has_mean(leaf):
             group = path if per == "leaf" else layer_of(path)
             found.setdefault(group, []).append(path)
     return found
@@ -155,7 +156,7 @@ def grouped(tree: Tree, per: Per) -> dict[str, list[str]] | None:
 def layer_of(path: str) -> str:
     """The path of the module that a leaf belongs to; of the leaf, at the top of a tree."""
     parent, _, name = path.rpartition("/")
-    # A `nnx.Variable` that is a node of its own keeps its array under this name.
+    # A `nnx.Variable` that holds a tree keeps it under this name.
     return layer_of(parent) if parent and name == "value" else parent or path
 
 
@@ -186,9 +187,9 @@ def assembled(
     for row, paths in enumerate(groups.values()):
         own = made(method, {name: x[row] for name, x in parameters.items()})
         for path in paths:
-            rules[path] = own
+            rules[exactly(path)] = own
             if weights is not None:
-                by_leaf[path] = weights[row]
+                by_leaf[exactly(path)] = weights[row]
     whole = partition(rules, default=keep()) if parameters else made(method, {})
     return whole, by_leaf if weights is not None else None
 
