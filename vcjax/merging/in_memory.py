@@ -234,7 +234,7 @@ class _Turns:
         self._queue: Iterator[float] | None = None
         self._used = 0
         if isinstance(weights, Mapping):
-            self._by_path = dict(weights)
+            self._by_path = {str(glob): numbers for glob, numbers in weights.items()}
         elif weights is not None:
             self._queue = iter(weights)
 

@@ -260,7 +260,7 @@ class _Execution:
 
     def _fold(self, loaded: _Loaded) -> Any:
         job, state, number = loaded.job, loaded.extra["state"], loaded.extra["number"]
-        stack = self._stack(loaded)
+        stack = self._stack(loaded, view=leaf_view(job.method, job.path, job.spec.shape))
         one = replace(
             stack,
             weights=stack.weights[number : number + 1],

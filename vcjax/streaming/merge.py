@@ -109,6 +109,7 @@ class Merge:
             key=record_of_key(self.key),
             dtype=self.dtype,
             statistics=None if self.statistics is None else secrets.token_hex(16),
+            **unrepeatable(self.method),
         )
 
     @property
@@ -128,6 +129,11 @@ class Merge:
             "key": record_of_key(self.key),
             "dtype": self.dtype,
         }
+
+
+def unrepeatable(method: merging.MergeMethod) -> dict[str, str]:
+    """What sets a merge apart from all others if its method's record is not all of the method."""
+    return {} if method.can_be_made_again else {"once": secrets.token_hex(16)}
 
 
 def to_store(merge: Merge, objects: ObjectStore, progress: Progress | None) -> StoreOutput:

@@ -12,16 +12,11 @@ import optax
 from vcjax import errors
 from vcjax.merging.compose import chain, keep, partition
 from vcjax.merging.inputs import Tree
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    elect_sign,
-    keep_where,
-    mapped,
-    task_vectors,
-    trim,
-    weighted_sum,
-)
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, task_vectors
+from vcjax.merging.steps.reductions import elect_sign, weighted_sum
+from vcjax.merging.steps.trim import trim
 from vcjax.merging.tuning.optimise import Optimised, Per, optimise
 from vcjax.tree import exactly
 

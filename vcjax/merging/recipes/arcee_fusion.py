@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.top_k import order_statistic
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import merged
 
 

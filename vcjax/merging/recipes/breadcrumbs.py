@@ -6,17 +6,10 @@ import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.top_k import TIE_RULES, count, keep_mask, kth_largest, magnitude_keys
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
 
 
 @transform("density", "gamma")

@@ -3,16 +3,11 @@
 from typing import Any
 
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, recipe
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    drop,
-    elect_sign,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
+from vcjax.merging.steps.drop import drop
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
 
 
 @recipe

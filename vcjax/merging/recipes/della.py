@@ -1,4 +1,4 @@
-"""Steps that drop parts of task vectors otherwise than by a plain top-k."""
+"""DELLA: elements are dropped at random, small magnitudes more often."""
 
 from typing import Any
 
@@ -10,19 +10,12 @@ from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.random_bits import bernoulli, random_bits
 from vcjax.merging.kernels.top_k import magnitude_keys
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    rescaled,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
-from vcjax.merging.steps.sliced import Sliced, on_slices, plain
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.drop import rescaled
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
+from vcjax.merging.steps.sliced import Sliced, plain
 
 
 def rank_share(x: jax.Array, axis: int) -> jax.Array:
@@ -76,17 +69,13 @@ def drop_by_rank(
             out.append(kept.astype(x.dtype))
         return mapped(stack, out)
 
-    return Transform(apply, per_model=True, random=True)
+    def slices(dtype: np.dtype) -> Sliced | None:
+        if axis != -1 or rescale not in ("probability", None):
+            return None
+        # A leaf of one axis is a single row.
+        return Sliced(plain(apply), rows=True, axes=2)
 
-
-@on_slices("drop_by_rank")
-def _drop_by_rank(
-    dtype: np.dtype, density: Any, epsilon: Any, rescale: str | None, axis: int
-) -> Sliced | None:
-    if axis != -1 or rescale not in ("probability", None):
-        return None
-    # A leaf of one axis is a single row.
-    return Sliced(plain(drop_by_rank(density, epsilon, rescale, axis)), rows=True, axes=2)
+    return Transform(apply, per_model=True, random=True, slices=slices)
 
 
 @recipe

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import merged
 from vcjax.merging.steps.matrix import weighted_mean
 

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import matmul, polar, total, transpose
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.recipes.tsv import triples
 from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
 from vcjax.merging.steps.matrix import matrices, mean_vector, restored

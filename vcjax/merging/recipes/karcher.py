@@ -4,16 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
-from vcjax.merging.steps.sliced import Sliced, on_slices
 
 
 @transform()
@@ -22,14 +21,14 @@ def spherical_mean(
 ) -> Transform:
     """The mean direction times the mean norm; `iterations` steps towards the Karcher mean."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        products = g.gram(stack.values)
-        coefficients = spherical_coefficients(
-            products, stack.weights, iterations, tol, normalize, eps
-        )
-        return merged(stack, g.combine(coefficients, stack.values))
+    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+        return spherical_coefficients(products, weights, iterations, tol, normalize, eps)
 
-    return Transform(apply, weighted=True)
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        shares = coefficients(g.gram(stack.values), stack.weights)
+        return merged(stack, g.combine(shares, stack.values))
+
+    return Transform(apply, weighted=True, slices=lambda dtype: by_gram(coefficients))
 
 
 def spherical_coefficients(
@@ -119,14 +118,3 @@ def karcher(iterations: int = 10, tol: float = 1e-5) -> MergeMethod:
         2.0
     """
     return chain(spherical_mean(iterations, tol))
-
-
-@on_slices("spherical_mean")
-def _spherical_mean(
-    dtype: np.dtype, iterations: int, tol: float, normalize: bool, eps: float
-) -> Sliced | None:
-    return by_gram(
-        lambda products, weights: spherical_coefficients(
-            products, weights, iterations, tol, normalize, eps
-        )
-    )

@@ -7,18 +7,12 @@ import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import matmul
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    merged,
-    scale_by,
-    task_vectors,
-    trim,
-    weighted_sum,
-)
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 from vcjax.merging.steps.matrix import restored
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
+from vcjax.merging.steps.trim import trim
 
 
 @transform("density", "cut")

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import safe_divide, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.recipes.ties import trim_model
 from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 

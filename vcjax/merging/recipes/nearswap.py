@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import merged
 
 

@@ -15,7 +15,8 @@ from jax import lax
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import safe_divide, total
 from vcjax.merging.kernels.top_k import DIGIT, choose_digit, count, histogram
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 
 SIGN = np.uint32(1 << 31)

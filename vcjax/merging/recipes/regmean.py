@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import conjugate_gradients, matmul, solve_towards, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import merged
 from vcjax.merging.steps.matrix import weighted_mean
 

@@ -1,5 +1,6 @@
 """SCE: select by variance, calculate weights by energy, erase minority signs."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,10 @@ from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide, total
 from vcjax.merging.kernels.top_k import keep_mask, kth_largest, magnitude_keys
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
-from vcjax.merging.steps.sliced import Measure, Sliced, on_slices
+from vcjax.merging.steps.sliced import Measure, Sliced
 
 
 def variance_mask(values: tuple[jax.Array, ...], share: Any) -> jax.Array:
@@ -41,7 +43,7 @@ def select_calculate_erase(select_topk: Any = 1.0, least: float = 1e-6) -> Trans
         energy = jnp.stack([jnp.mean(jnp.square(x)) for x in values])
         return merged(stack, erase_minority(values, energy_weights(energy, least)))
 
-    return Transform(apply)
+    return Transform(apply, slices=functools.partial(_slices, select_topk, least))
 
 
 def energy_weights(energy: jax.Array, least: float) -> jax.Array:
@@ -58,6 +60,28 @@ def erase_minority(values: tuple[jax.Array, ...], weights: jax.Array) -> jax.Arr
     share = [jnp.where(m, w, 0) for m, w in zip(agree, weights, strict=True)]
     mixed = total(w * x for w, x in zip(share, values, strict=True))
     return safe_divide(mixed, total(share))
+
+
+class Size(NamedTuple):
+    """How many elements the leaf has."""
+
+    n: Any
+
+
+def _slices(select_topk: Any, least: float, dtype: np.dtype) -> Sliced | None:
+    if not isinstance(select_topk, (int, float)) or select_topk < 1:
+        return None
+
+    def take(stack: Stack, facts: Size, state: Any) -> jax.Array:
+        return jnp.stack([g.inner(x, x) for x in stack.values])
+
+    def conclude(facts: Size, state: Any, sums: jax.Array) -> jax.Array:
+        return energy_weights(sums / facts.n, least)
+
+    def apply(stack: Stack, facts: Size, state: Any, carry: Any) -> tuple[Stack, Any]:
+        return merged(stack, erase_minority(stack.values, state)), carry
+
+    return Sliced(apply, (Measure(take, conclude),), lambda size: Size(np.float32(size)))
 
 
 @recipe
@@ -85,26 +109,3 @@ def sce(select_topk: Any = 1.0, scale: Any = 1.0, least: float = 1e-6) -> MergeM
     return chain(
         task_vectors(), select_calculate_erase(select_topk, least), scale_by(scale), add_base()
     )
-
-
-class Size(NamedTuple):
-    """How many elements the leaf has."""
-
-    n: Any
-
-
-@on_slices("select_calculate_erase")
-def _select_calculate_erase(dtype: np.dtype, select_topk: Any, least: float) -> Sliced | None:
-    if not isinstance(select_topk, (int, float)) or select_topk < 1:
-        return None
-
-    def take(stack: Stack, facts: Size, state: Any) -> jax.Array:
-        return jnp.stack([g.inner(x, x) for x in stack.values])
-
-    def conclude(facts: Size, state: Any, sums: jax.Array) -> jax.Array:
-        return energy_weights(sums / facts.n, least)
-
-    def apply(stack: Stack, facts: Size, state: Any, carry: Any) -> tuple[Stack, Any]:
-        return merged(stack, erase_minority(stack.values, state)), carry
-
-    return Sliced(apply, (Measure(take, conclude),), lambda size: Size(np.float32(size)))

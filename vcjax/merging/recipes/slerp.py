@@ -1,4 +1,4 @@
-"""Methods on the sphere: SLERP, NuSLERP, multi-SLERP, Karcher mean, Model Stock."""
+"""SLERP of two models on the sphere, and NuSLERP, by weights."""
 
 from typing import Any
 
@@ -9,21 +9,25 @@ from jax import lax
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
-from vcjax.merging.steps.sliced import Sliced, on_slices
+from vcjax.merging.steps.sliced import Sliced
 
 
 @transform()
 def arc(t: Any = 0.5, threshold: float = 0.9995) -> Transform:
     """The point at `t` of the arc between two models; of the chord if nearly colinear."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        coefficients = arc_coefficients(g.gram(stack.values), stack.weights, t, threshold)
-        return merged(stack, g.combine(coefficients, stack.values))
+    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+        return arc_coefficients(products, weights, t, threshold)
 
-    return Transform(apply, models=(2, 2))
+    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+        shares = coefficients(g.gram(stack.values), stack.weights)
+        return merged(stack, g.combine(shares, stack.values))
+
+    return Transform(apply, models=(2, 2), slices=lambda dtype: by_gram(coefficients))
 
 
 def arc_coefficients(
@@ -70,7 +74,10 @@ def weighted_arc(flatten: bool = True, row_wise: bool = False) -> Transform:
         coefficients = weighted_arc_coefficients(g.gram(stack.values, axis), stack.weights)
         return merged(stack, g.combine(coefficients, stack.values))
 
-    return Transform(apply, models=(2, 2), weighted=True)
+    def slices(dtype: np.dtype) -> Sliced | None:
+        return by_gram(weighted_arc_coefficients) if flatten else None
+
+    return Transform(apply, models=(2, 2), weighted=True, slices=slices)
 
 
 def weighted_arc_coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
@@ -103,13 +110,3 @@ def nuslerp(flatten: bool = True, row_wise: bool = False) -> MergeMethod:
         2.5
     """
     return chain(task_vectors(False), weighted_arc(flatten, row_wise), add_base(False))
-
-
-@on_slices("arc")
-def _arc(dtype: np.dtype, t: Any, threshold: float) -> Sliced | None:
-    return by_gram(lambda products, weights: arc_coefficients(products, weights, t, threshold))
-
-
-@on_slices("weighted_arc")
-def _weighted_arc(dtype: np.dtype, flatten: bool, row_wise: bool) -> Sliced | None:
-    return by_gram(weighted_arc_coefficients) if flatten else None

@@ -3,8 +3,10 @@
 from typing import Any
 
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, recipe
-from vcjax.merging.steps.basic import add_base, scale_by, task_vectors, weighted_sum
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
+from vcjax.merging.steps.reductions import weighted_sum
 
 
 @recipe

@@ -16,17 +16,11 @@ from vcjax.merging.kernels.top_k import (
     keep_mask,
     magnitude_keys,
 )
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    scale_by,
-    task_vectors,
-    trim,
-)
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign
+from vcjax.merging.steps.trim import trim
 
 
 @recipe

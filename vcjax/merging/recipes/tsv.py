@@ -10,12 +10,9 @@ from vcjax.merging.kernels.linalg import (
     matmul,
     polar,
 )
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    scale_by,
-    task_vectors,
-)
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
 from vcjax.merging.steps.matrix import matrices, mean_vector, restored
 
 

@@ -1,8 +1,8 @@
 """Methods on slices of leaves, so that no leaf need be in memory whole.
 
-Steps that treat every element alone run on any slice. Of the others, those in
-`SLICED` say how they do it: by measures (histograms, inner products) that add up
-over slices, conclusions drawn from the sums, and what is then done to a slice.
+Steps that treat every element alone run on any slice. Of the others, those with
+`Transform.slices` say how they do it: by measures (histograms, inner products) that
+add up over slices, conclusions drawn from the sums, and what is then done to a slice.
 Slices of a leaf are visited in order, once per measure and once to merge.
 
 A slice is a flat piece of the leaf in C order; where random numbers or ranks in a
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vcjax.merging.kernels.host_counts import Quota
-from vcjax.merging.method import Stack, Transform
+from vcjax.merging.method import Apply, Stack, Transform
 
 Facts = Any
 """Numbers that follow from the size of the leaf alone."""
@@ -69,20 +69,6 @@ class Sliced(NamedTuple):
     quota: Callable[[Facts, Any], Quota] | None = None
 
 
-SLICED: dict[str, Callable[..., Sliced | None]] = {}
-"""{name of a step: its parameters and the computation's dtype -> how, or None if it cannot}."""
-
-
-def on_slices(name: str) -> Callable[[Callable[..., Sliced | None]], Callable[..., Sliced | None]]:
-    """Decorates what says how a step of some name works on slices."""
-
-    def register(make: Callable[..., Sliced | None]) -> Callable[..., Sliced | None]:
-        SLICED[name] = make
-        return make
-
-    return register
-
-
 def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
     """How a step works on slices; None if it must see the leaf.
 
@@ -92,16 +78,13 @@ def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
     """
     if step.rounds:
         return None
-    if step.name in SLICED:
-        return SLICED[step.name](np.dtype(dtype), **step.parameters)
+    if step.slices is not None:
+        return step.slices(np.dtype(dtype))
     if step.locality != "element":
         return None
-    return Sliced(plain(step), rows=step.random)
+    return Sliced(plain(step.apply), rows=step.random)
 
 
-def plain(step: Transform) -> Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]:
+def plain(apply: Apply) -> Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]:
     """What a step that treats every element alone does to a slice: the same."""
-    return lambda stack, facts, state, carry: (step.apply(stack, ()), carry)
-
-
-# -- steps -------------------------------------------------------------------------
+    return lambda stack, facts, state, carry: (apply(stack, ()), carry)

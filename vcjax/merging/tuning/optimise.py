@@ -13,7 +13,8 @@ from vcjax import errors
 from vcjax.merging.compose import keep, partition
 from vcjax.merging.in_memory import merge
 from vcjax.merging.inputs import Tree, by_path, has_mean
-from vcjax.merging.method import MergeMethod, chosen
+from vcjax.merging.makers import chosen
+from vcjax.merging.method import MergeMethod
 from vcjax.merging.tuning.sweep import Make, made, mapped_over, split_arrays
 from vcjax.tree import exactly
 

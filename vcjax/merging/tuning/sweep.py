@@ -14,9 +14,11 @@ import numpy as np
 from jax import lax
 
 from vcjax import errors
+from vcjax.merging import plugins
 from vcjax.merging.in_memory import merge
 from vcjax.merging.inputs import Tree
-from vcjax.merging.method import METHODS, MergeMethod
+from vcjax.merging.makers import METHODS
+from vcjax.merging.method import MergeMethod
 
 Make = Callable[..., MergeMethod] | MergeMethod
 INPUTS = ("weights", "key")
@@ -210,8 +212,8 @@ def made(method: Make, parameters: Mapping[str, Any]) -> MergeMethod:
         make, given = method, dict(parameters)
     elif not parameters:
         return method
-    elif method.name in METHODS:
-        make, given = METHODS[method.name], {**method.parameters, **parameters}
+    elif (found := _recipe(method)) is not None:
+        make, given = found, {**method.parameters, **parameters}
     else:
         raise errors.MergeError(
             f"{method.name} has no coefficients by name",
@@ -227,13 +229,18 @@ def made(method: Make, parameters: Mapping[str, Any]) -> MergeMethod:
     return make(**given)
 
 
+def _recipe(method: MergeMethod) -> Callable[..., MergeMethod] | None:
+    """The function that made a method of its parameters; None if it was put together."""
+    return METHODS.get(method.name) or plugins.load()[0].get(method.name)
+
+
 def is_fixed(method: Make, name: str, values: list[Any]) -> bool:
     """Whether a parameter decides the compiled program, so that each value needs its own."""
     if name in INPUTS:
         return False
     if any(x is None or isinstance(x, (str, bool, Mapping)) for x in values):
         return True
-    make = METHODS.get(method.name) if isinstance(method, MergeMethod) else method
+    make = _recipe(method) if isinstance(method, MergeMethod) else method
     found = inspect.signature(make).parameters.get(name) if make else None
     # Recipes annotate as Any what may be traced, and by its type what may not.
     return found is not None and found.annotation not in (Any, inspect.Parameter.empty)
