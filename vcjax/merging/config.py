@@ -1,4 +1,4 @@
-"""Merge methods as plain JSON, and back: `to_config`, `from_config`, and what a commit records.
+"""Merge methods as plain JSON, and back: `to_config`, `from_config`.
 
 A method is named, in a configuration, on the command line and in a commit, by
 
@@ -20,8 +20,8 @@ as `unregistered NAME`, which nothing is called: it cannot be merged again.
 
 import difflib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import jax.core
 import numpy as np
@@ -32,6 +32,7 @@ from vcjax.merging import plugins
 from vcjax.merging.compose import chain, partition, view_as
 from vcjax.merging.makers import METHODS
 from vcjax.merging.method import MergeMethod, Transform
+from vcjax.merging.shapes import Json, Parameters
 
 UNREGISTERED = "unregistered "
 """What the recorded name of a step begins with that no registered function made."""
@@ -50,7 +51,7 @@ def to_config(method: MergeMethod | Transform) -> dict[str, Any]:
     return {"name": name, "parameters": parameters}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Json:
     if isinstance(value, (MergeMethod, Transform)):
         return to_config(value)
     if isinstance(value, Mapping):  # the first glob that matches counts, and JSON sorts its keys
@@ -72,7 +73,7 @@ def _plain(value: Any) -> Any:
     )
 
 
-def from_config(name: str, parameters: Mapping[str, Any] | None = None) -> MergeMethod:
+def from_config(name: str, parameters: Parameters | None = None) -> MergeMethod:
     """The method that `to_config` described; this module's docstring says what has a name.
 
     Raises:
@@ -89,7 +90,7 @@ def methods() -> list[str]:
     return sorted({*own, *plugins.load()[0]})
 
 
-def _make(name: str, parameters: Mapping[str, Any]) -> MergeMethod | Transform:
+def _make(name: str, parameters: Parameters) -> MergeMethod | Transform:
     plugins.load_own()
     arguments = {key: _revive(value) for key, value in parameters.items()}
     if name == "chain":
@@ -133,7 +134,7 @@ def _unknown(name: str) -> errors.MergeError:
     )
 
 
-def _revive(value: Any) -> Any:
+def _revive(value: object) -> Any:
     if isinstance(value, Mapping):
         if set(value) == {"name", "parameters"}:
             return _make(value["name"], value["parameters"])
@@ -145,7 +146,7 @@ def _revive(value: Any) -> Any:
     return value
 
 
-def _are_pairs(value: Any) -> bool:
+def _are_pairs(value: object) -> TypeGuard[Sequence[tuple[str, object]]]:
     """Whether a value is what `_plain` makes of the items of a mapping."""
     return isinstance(value, (list, tuple)) and all(
         isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str)
@@ -153,7 +154,7 @@ def _are_pairs(value: Any) -> bool:
     )
 
 
-def as_method(method: Any) -> "merging.MergeMethod | None":
+def as_method(method: object) -> "merging.MergeMethod | None":
     """A merge method from one, its name, or its {"name": …, "parameters": …}.
 
     Raises:

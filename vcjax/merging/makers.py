@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from vcjax import errors
 from vcjax.merging.method import Maker, MergeMethod, Transform, qualified_name
@@ -110,7 +110,7 @@ def recipe(make: Callable[P, MergeMethod]) -> Callable[P, MergeMethod]:
     return recorded
 
 
-def checked(name: str, value: Any, low: float, high: float) -> None:
+def checked(name: str, value: object, low: float, high: float) -> None:
     """Raises if a coefficient whose value is known lies outside [low, high]."""
     if isinstance(value, tuple):
         for one in value:
@@ -122,7 +122,7 @@ def checked(name: str, value: Any, low: float, high: float) -> None:
         )
 
 
-def chosen(name: str, value: Any, *allowed: Any) -> None:
+def chosen(name: str, value: object, *allowed: object) -> None:
     """Raises if an option is none of those allowed."""
     if value not in allowed:
         raise errors.MergeError(

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol,
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from vcjax import errors
+from vcjax.merging.shapes import Mask, Place, Seed, Share, Totals, Value
 from vcjax.merging.view import View
 from vcjax.tree.globs import FirstMatch
 
@@ -57,15 +59,15 @@ class Stack:
         view: which axes of the leaf are layers, inputs and outputs.
     """
 
-    values: tuple[Any, ...]
-    base: Any
-    weights: Any
-    agree: tuple[Any, ...] | None = None
-    statistics: tuple[Any, ...] | None = None
-    seed: Any = None
-    model: Any = 0
-    row: Any = 0
-    at: Any = 0
+    values: tuple[Value, ...]
+    base: Value | None
+    weights: Share
+    agree: tuple[Mask, ...] | None = None
+    statistics: tuple[Inexact[Array, "..."], ...] | None = None
+    seed: Seed | None = None
+    model: Place = 0
+    row: Place = 0
+    at: Place = 0
     leaves: int = 1
     size: int = 0
     view: View | None = None
@@ -74,21 +76,21 @@ class Stack:
 class Fold(Protocol):
     """How a reduction takes one model at a time, in memory that does not grow with N."""
 
-    def init(self, like: jax.Array) -> Any:
+    def init(self, like: Value) -> PyTree:
         """The accumulators before any model."""
         ...
 
-    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+    def update(self, state: PyTree, value: Value, weight: Float[Array, ""]) -> PyTree:
         """The accumulators with one more model."""
         ...
 
-    def finish(self, state: Any) -> jax.Array:
+    def finish(self, state: PyTree) -> Value:
         """The merged value."""
         ...
 
 
-Apply = Callable[[Stack, tuple[Any, ...]], Stack]
-Round = Callable[[Stack, tuple[Any, ...]], Any]
+Apply = Callable[[Stack, Totals], Stack]
+Round = Callable[[Stack, Totals], PyTree]
 SliceRule = Callable[[np.dtype], "Sliced | None"]
 """The dtype of the computation -> how a step works on slices, or None if it cannot."""
 
@@ -178,7 +180,7 @@ def qualified_name(function: Callable[..., object]) -> str:
     return name if module.startswith("vcjax.") else f"{module}:{name}"
 
 
-def is_static(name: str, value: Any, static: frozenset[str]) -> bool:
+def is_static(name: str, value: object, static: frozenset[str]) -> bool:
     """Whether a parameter is part of the program: all but floats, arrays and their stand-ins."""
     if isinstance(value, np.generic):
         return False

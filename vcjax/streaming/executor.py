@@ -243,7 +243,7 @@ class _Execution:
         return Stack(
             values=loaded.values,
             base=loaded.base,
-            weights=np.asarray(job.weights, jax.dtypes.canonicalize_dtype(np.float64)),
+            weights=_weights(job),
             seed=loaded.extra.get("seed"),
             row=np.uint32(loaded.row),
             **given,
@@ -311,6 +311,11 @@ class _Execution:
     def _merge_by_rounds(self, loaded: _Loaded) -> Any:
         stack = self._stack_after(loaded, len(loaded.job.method.transforms))
         return stack.values[0].astype(_result_dtype(loaded.job))
+
+
+def _weights(job: Job) -> Any:
+    """On the host: compiled functions put them where the leaf is."""
+    return np.asarray(job.weights, jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def _load_copy(job: Job) -> Iterator[_Loaded]:

@@ -110,12 +110,12 @@ def unescape(segment: str) -> str:
     return segment.replace("%2F", "/").replace("%25", "%")
 
 
-def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+def iter_leaves(root: object, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
     """All leaves below `root` as (leaf path, payload), in tree order.
 
     The path of a tree that is a single leaf is the empty string.
     """
-    stack: list[tuple[str | None, Any]] = [(prefix, root)]
+    stack: list[tuple[str | None, object]] = [(prefix, root)]
     while stack:
         path, node = stack.pop()
         if not isinstance(node, Node):
@@ -125,7 +125,7 @@ def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any
             stack.append((join(path, key), child))
 
 
-def leaf_dict(root: Any) -> dict[str, Any]:
+def leaf_dict(root: object) -> dict[str, Any]:
     """All leaves below `root` as {leaf path: payload}.
 
     Raises:
@@ -143,7 +143,7 @@ def leaf_dict(root: Any) -> dict[str, Any]:
     return leaves
 
 
-def map_leaves(function: Callable[[str, Any], Any], root: Any, path: str | None = None) -> Any:
+def map_leaves(function: Callable[[str, Any], Any], root: object, path: str | None = None) -> Any:
     """The same tree with every payload replaced by `function(path, payload)`."""
     if not isinstance(root, Node):
         return function(path or "", root)

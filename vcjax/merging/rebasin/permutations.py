@@ -120,7 +120,7 @@ class PermutationSpec:
         return [(path, i, part) for path in self.axes for i, part in enumerate(self.parts(path))]
 
 
-def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> PermutationSpec:
+def permutation_spec(apply: Callable[..., Tree], tree: Tree, *inputs: Tree) -> PermutationSpec:
     """Derives from a program which permutations of a model leave its outputs as they are.
 
     Labels of axes are followed from the leaves through matrix products, convolutions,

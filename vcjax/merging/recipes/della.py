@@ -1,8 +1,5 @@
 """DELLA: elements are dropped at random, small magnitudes more often."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,13 +9,14 @@ from vcjax.merging.kernels.random_bits import bernoulli, random_bits
 from vcjax.merging.kernels.top_k import magnitude_keys
 from vcjax.merging.makers import checked, chosen, recipe, transform
 from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals, Value
 from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
 from vcjax.merging.steps.drop import rescaled
 from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
 from vcjax.merging.steps.sliced import Sliced, plain
 
 
-def rank_share(x: jax.Array, axis: int) -> jax.Array:
+def rank_share(x: Value, axis: int) -> Value:
     """Rank of magnitudes along an axis as a share from 0 (smallest) to 1 (largest)."""
     if x.ndim == 0 or x.shape[axis] == 1:
         return jnp.full(x.shape, 0.5, x.dtype)
@@ -29,7 +27,10 @@ def rank_share(x: jax.Array, axis: int) -> jax.Array:
 
 @transform("density", "epsilon")
 def drop_by_rank(
-    density: Any, epsilon: Any = 0.15, rescale: str | None = "probability", axis: int = -1
+    density: Coefficient,
+    epsilon: Coefficient = 0.15,
+    rescale: str | None = "probability",
+    axis: int = -1,
 ) -> Transform:
     r"""Keeps elements with a probability that grows with their rank in a row.
 
@@ -54,7 +55,7 @@ def drop_by_rank(
             f"density {density} ± epsilon {epsilon} leaves (0, 1)", hint="lower epsilon"
         )
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if isinstance(density, (int, float)) and density >= 1:
             return stack
         out = []
@@ -80,9 +81,9 @@ def drop_by_rank(
 
 @recipe
 def della(
-    density: Any = 0.5,
-    epsilon: Any = 0.15,
-    scale: Any = 1.0,
+    density: Coefficient = 0.5,
+    epsilon: Coefficient = 0.15,
+    scale: Coefficient = 1.0,
     normalize: bool = True,
     rescale: str | None = "probability",
     axis: int = -1,
@@ -117,9 +118,9 @@ def della(
 
 @recipe
 def della_linear(
-    density: Any = 0.5,
-    epsilon: Any = 0.15,
-    scale: Any = 1.0,
+    density: Coefficient = 0.5,
+    epsilon: Coefficient = 0.15,
+    scale: Coefficient = 1.0,
     normalize: bool = False,
     rescale: str | None = "probability",
     axis: int = -1,

@@ -1,7 +1,5 @@
 """Means on the sphere of more than two models: multi-SLERP and the Karcher mean."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -11,6 +9,7 @@ from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
 from vcjax.merging.makers import recipe, transform
 from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
 
@@ -21,10 +20,10 @@ def spherical_mean(
 ) -> Transform:
     """The mean direction times the mean norm; `iterations` steps towards the Karcher mean."""
 
-    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+    def coefficients(products: Products, weights: Share) -> Share:
         return spherical_coefficients(products, weights, iterations, tol, normalize, eps)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         shares = coefficients(g.gram(stack.values), stack.weights)
         return merged(stack, g.combine(shares, stack.values))
 
@@ -32,13 +31,13 @@ def spherical_mean(
 
 
 def spherical_coefficients(
-    products: jax.Array,
-    weights: jax.Array,
+    products: Products,
+    weights: Share,
     iterations: int,
     tol: float,
     normalize: bool,
     eps: float,
-) -> jax.Array:
+) -> Share:
     """What `spherical_mean` multiplies the values by, given their Gram matrix."""
     if normalize:
         weights = weights / jnp.sum(weights)
@@ -54,7 +53,7 @@ def spherical_coefficients(
     return jnp.where(cancels, weights, on_sphere)
 
 
-def karcher_mean(cosines: jax.Array, weights: jax.Array, iterations: int, tol: float) -> jax.Array:
+def karcher_mean(cosines: Products, weights: Share, iterations: int, tol: float) -> Share:
     """Coefficients, over unit vectors, of their Karcher mean on the sphere.
 
     Starts at the normalised weighted mean; each step moves along the mean of the

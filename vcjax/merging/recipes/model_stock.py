@@ -1,7 +1,5 @@
 """Model Stock: how far to go from the base to the mean, from the angles between models."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,7 @@ from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
 from vcjax.merging.makers import chosen, recipe, transform
 from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
 from vcjax.merging.steps.sliced import Sliced
@@ -21,13 +20,13 @@ def stock_ratio(average: str = "cosine", axis: int | None = None, eps: float = 1
     """The mean task vector times Model Stock's ratio t."""
     chosen("average", average, "cosine", "angle")
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         n = len(stack.values)
         products = g.gram(stack.values, axis if stack.values[0].ndim else None)
         mean = sum(stack.values[1:], stack.values[0]) / n
         return merged(stack, stock_share(products, average, eps) * mean)
 
-    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+    def coefficients(products: Products, weights: Share) -> Share:
         models = products.shape[0]
         return jnp.broadcast_to(stock_share(products, average, eps) / models, (models,))
 
@@ -37,7 +36,7 @@ def stock_ratio(average: str = "cosine", axis: int | None = None, eps: float = 1
     return Transform(apply, models=(2, None), slices=slices)
 
 
-def stock_share(products: jax.Array, average: str, eps: float) -> jax.Array:
+def stock_share(products: Products, average: str, eps: float) -> jax.Array:
     """Model Stock's ratio t, given the Gram matrix of the task vectors."""
     n = products.shape[0]
     lengths = g.norms(products)

@@ -1,7 +1,5 @@
 """SLERP of two models on the sphere, and NuSLERP, by weights."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,19 +9,20 @@ from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
 from vcjax.merging.makers import recipe, transform
 from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
 from vcjax.merging.steps.sliced import Sliced
 
 
 @transform()
-def arc(t: Any = 0.5, threshold: float = 0.9995) -> Transform:
+def arc(t: Coefficient = 0.5, threshold: float = 0.9995) -> Transform:
     """The point at `t` of the arc between two models; of the chord if nearly colinear."""
 
-    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+    def coefficients(products: Products, weights: Share) -> Share:
         return arc_coefficients(products, weights, t, threshold)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         shares = coefficients(g.gram(stack.values), stack.weights)
         return merged(stack, g.combine(shares, stack.values))
 
@@ -31,7 +30,7 @@ def arc(t: Any = 0.5, threshold: float = 0.9995) -> Transform:
 
 
 def arc_coefficients(
-    products: jax.Array, weights: jax.Array, t: Any, threshold: float
+    products: Products, weights: Share, t: Coefficient, threshold: float
 ) -> jax.Array:
     """What `arc` multiplies the two models by, given their Gram matrix."""
     cosine = g.unit_gram(products, g.norms(products))[0, 1]
@@ -40,7 +39,7 @@ def arc_coefficients(
 
 
 @recipe
-def slerp(t: Any = 0.5) -> MergeMethod:
+def slerp(t: Coefficient = 0.5) -> MergeMethod:
     r"""Spherical linear interpolation of two models, leaf by leaf.
 
     .. math:: \frac{\sin((1-t)θ)\,a + \sin(tθ)\,b}{\sin θ}, \quad
@@ -68,7 +67,7 @@ def slerp(t: Any = 0.5) -> MergeMethod:
 def weighted_arc(flatten: bool = True, row_wise: bool = False) -> Transform:
     """The point of the arc between two values at their share of weight, maybe per row."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         a = stack.values[0]
         axis = None if flatten or a.ndim == 0 else (0 if row_wise else -1)
         coefficients = weighted_arc_coefficients(g.gram(stack.values, axis), stack.weights)
@@ -80,7 +79,7 @@ def weighted_arc(flatten: bool = True, row_wise: bool = False) -> Transform:
     return Transform(apply, models=(2, 2), weighted=True, slices=slices)
 
 
-def weighted_arc_coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_arc_coefficients(products: Products, weights: Share) -> Share:
     """What `weighted_arc` multiplies the two values by, given their Gram matrix."""
     lengths = jnp.maximum(g.norms(products), 1e-7)
     cosine = jnp.clip(products[0, 1] / (lengths[0] * lengths[1]), -1, 1)

@@ -6,26 +6,25 @@ largest magnitude of its leaf, is never masked away, and agrees with every sign.
 """
 
 from dataclasses import replace
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from vcjax.merging.makers import transform
 from vcjax.merging.method import Stack, Transform
+from vcjax.merging.shapes import Coefficient, Mask, Totals, Value
 
 
-def mapped(stack: Stack, values: list[jax.Array]) -> Stack:
+def mapped(stack: Stack, values: list[Value]) -> Stack:
     """The stack with other values."""
     return replace(stack, values=tuple(values))
 
 
-def merged(stack: Stack, value: jax.Array) -> Stack:
+def merged(stack: Stack, value: Value) -> Stack:
     """The stack after a reduction."""
     return replace(stack, values=(value,), agree=None)
 
 
-def keep_where(mask: jax.Array, value: jax.Array) -> jax.Array:
+def keep_where(mask: Mask, value: Value) -> Value:
     """`value` where `mask`, zero elsewhere; NaN stays."""
     return jnp.where(mask | jnp.isnan(value), value, jnp.zeros((), value.dtype))
 
@@ -38,7 +37,7 @@ def task_vectors(required: bool = True) -> Transform:
         required: without a base, raise; if False, leave the models as they are.
     """
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.base is None:
             return stack
         return mapped(stack, [x - stack.base for x in stack.values])
@@ -54,7 +53,7 @@ def add_base(required: bool = True) -> Transform:
         required: without a base, raise; if False, leave the value as it is.
     """
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.base is None:
             return stack
         return mapped(stack, [stack.base + x for x in stack.values])
@@ -63,10 +62,10 @@ def add_base(required: bool = True) -> Transform:
 
 
 @transform()
-def scale_by(factor: Any) -> Transform:
+def scale_by(factor: Coefficient) -> Transform:
     """Multiplies by a factor; a negative one negates a task (Ilharco et al., 2023, §3)."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         return mapped(stack, [(x * factor).astype(x.dtype) for x in stack.values])
 
     return Transform(apply, locality="element", linear=True)
@@ -76,7 +75,7 @@ def scale_by(factor: Any) -> Transform:
 def take(position: int = 0) -> Transform:
     """The value of one model."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         return merged(stack, stack.values[position])
 
     return Transform(apply, locality="element", linear=True, models=(position + 1, None))
@@ -86,7 +85,7 @@ def take(position: int = 0) -> Transform:
 def take_base() -> Transform:
     """The base model if there is one, else the first model."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         return merged(stack, stack.values[0] if stack.base is None else stack.base)
 
     return Transform(apply, locality="element", linear=True)

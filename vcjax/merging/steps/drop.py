@@ -1,20 +1,21 @@
 """Dropping elements at random."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
 from vcjax.merging.kernels.random_bits import bernoulli, random_bits
 from vcjax.merging.makers import checked, chosen, transform
 from vcjax.merging.method import Stack, Transform
+from vcjax.merging.shapes import Coefficients, Share, Totals, Value
 from vcjax.merging.steps.basic import keep_where, mapped
 from vcjax.merging.steps.sliced import Facts, Measure, Sliced
 
 
-def rescaled(before: jax.Array, after: jax.Array, norm: str) -> jax.Array:
+def rescaled(before: Value, after: Value, norm: str) -> Value:
     """`after` brought to the norm of `before` over the leaf; unchanged if either is < 1e-7."""
     measure = {
         "l1": lambda x: jnp.sum(jnp.abs(x)),
@@ -28,7 +29,7 @@ def rescaled(before: jax.Array, after: jax.Array, norm: str) -> jax.Array:
 
 
 @transform()
-def drop(density: Any, rescale: str | None = "density") -> Transform:
+def drop(density: Coefficients, rescale: str | None = "density") -> Transform:
     r"""Keeps each element with probability `density`, and rescales what is left.
 
     Source: Yu et al., 2024 (DARE), §3.2: :math:`\hat τ = m ⊙ τ / density`.
@@ -41,13 +42,13 @@ def drop(density: Any, rescale: str | None = "density") -> Transform:
     checked("density", density, 0, 1)
     chosen("rescale", rescale, "density", "l1", "l2", "linf", None)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         kept = []
         for i, x in enumerate(stack.values):
             bits = random_bits(stack.seed, stack.model + i, x.shape, stack.row)
-            share: Any = density
-            if isinstance(density, tuple):
-                share = jnp.asarray(density, jnp.float32)[stack.model + i]
+            share = density
+            if isinstance(share, tuple):
+                share = jnp.asarray(share, jnp.float32)[stack.model + i]
             masked = keep_where(bernoulli(bits, share), x)
             if rescale == "density":
                 masked = masked / jnp.maximum(jnp.asarray(share, x.real.dtype), 1e-12)
@@ -67,24 +68,24 @@ def drop(density: Any, rescale: str | None = "density") -> Transform:
     )
 
 
-def _drop_slices(density: Any, rescale: str, dtype: np.dtype) -> Sliced | None:
+def _drop_slices(density: Coefficients, rescale: str, dtype: np.dtype) -> Sliced | None:
     if rescale == "linf":  # a largest value is no sum
         return None
     bare = drop(density, None)
     power = {"l1": jnp.abs, "l2": jnp.square}[rescale]
 
-    def take(stack: Stack, facts: Facts, state: Any) -> jax.Array:
+    def take(stack: Stack, facts: Facts, state: PyTree) -> Float[Array, "models 2"]:
         dropped = bare.apply(stack, ()).values
         pairs = zip(stack.values, dropped, strict=True)
         return jnp.stack([jnp.stack([jnp.sum(power(x)), jnp.sum(power(y))]) for x, y in pairs])
 
-    def conclude(facts: Facts, state: Any, sums: jax.Array) -> jax.Array:
+    def conclude(facts: Facts, state: PyTree, sums: Float[Array, "models 2"]) -> Share:
         sizes = jnp.sqrt(sums) if rescale == "l2" else sums
         was, now = sizes[:, 0], sizes[:, 1]
         small = (was < 1e-7) | (now < 1e-7)
         return jnp.where(small, 1, was / jnp.where(small, 1, now))
 
-    def apply(stack: Stack, facts: Facts, state: Any, carry: Any) -> tuple[Stack, Any]:
+    def apply(stack: Stack, facts: Facts, state: PyTree, carry: PyTree) -> tuple[Stack, PyTree]:
         dropped = bare.apply(stack, ()).values
         return mapped(stack, [x * r for x, r in zip(dropped, state, strict=True)]), carry
 

@@ -1,14 +1,14 @@
 """Steps that make one value of N: weighted sums, and means of the values of one sign."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from vcjax.merging.kernels.linalg import safe_divide
 from vcjax.merging.makers import chosen, transform
 from vcjax.merging.method import Stack, Transform
+from vcjax.merging.shapes import Totals, Value
 from vcjax.merging.steps.basic import merged
 
 
@@ -18,22 +18,22 @@ class SumFold:
 
     normalize: bool
 
-    def init(self, like: jax.Array) -> Any:
+    def init(self, like: Value) -> PyTree:
         """No models yet."""
         return jnp.zeros_like(like), jnp.zeros((), jnp.finfo(like.dtype).dtype)
 
-    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+    def update(self, state: PyTree, value: Value, weight: Float[Array, ""]) -> PyTree:
         """One more model."""
         total, weights = state
         return total + weight * value, weights + weight
 
-    def finish(self, state: Any) -> jax.Array:
+    def finish(self, state: PyTree) -> Value:
         """The (normalised) sum."""
         total, weights = state
         return normalised(total, weights) if self.normalize else total
 
 
-def normalised(total: jax.Array, weights: jax.Array) -> jax.Array:
+def normalised(total: Value, weights: Float[Array, ""]) -> Value:
     """`total / weights`, and `total` where the weights cancel (below 1e-8, as mergekit)."""
     return total / jnp.where(jnp.abs(weights) < 1e-8, jnp.ones_like(weights), weights)
 
@@ -43,7 +43,7 @@ def weighted_sum(normalize: bool = False) -> Transform:
     r""":math:`\sum w_i x_i`, divided by :math:`\sum w_i` if `normalize`."""
     fold = SumFold(normalize)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         state = fold.init(stack.values[0])
         for i, value in enumerate(stack.values):
             state = fold.update(state, value, stack.weights[i])
@@ -64,7 +64,7 @@ def elect_sign(by: str = "sum") -> Transform:
     """
     chosen("by", by, "sum", "count")
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         votes = [x * stack.weights[i] for i, x in enumerate(stack.values)]
         ballots = votes if by == "sum" else [jnp.sign(v) for v in votes]
         positive = sum(ballots[1:], ballots[0]) >= 0
@@ -80,11 +80,11 @@ class SignedFold:
 
     normalize: bool
 
-    def init(self, like: jax.Array) -> Any:
+    def init(self, like: Value) -> PyTree:
         """No models yet: positive sum, its weights, negative sum, its weights."""
         return tuple(jnp.zeros_like(like) for _ in range(4))
 
-    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+    def update(self, state: PyTree, value: Value, weight: Float[Array, ""]) -> PyTree:
         """One more model."""
         up, up_weight, down, down_weight = state
         vote = value * weight
@@ -96,7 +96,7 @@ class SignedFold:
             down_weight + jnp.where(falls, weight, 0),
         )
 
-    def finish(self, state: Any) -> jax.Array:
+    def finish(self, state: PyTree) -> Value:
         """The sum (or mean) of the sign with the larger sum; NaN stays."""
         up, up_weight, down, down_weight = state
         positive = ~(up + down < 0)
@@ -115,7 +115,7 @@ def disjoint_mean(normalize: bool = True) -> Transform:
         normalize: divide by the weights of those that agree.
     """
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         agree = stack.agree or tuple(x != 0 for x in stack.values)
         total = jnp.zeros_like(stack.values[0])
         weights = jnp.zeros_like(total)

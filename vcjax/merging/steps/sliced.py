@@ -11,15 +11,20 @@ which change no sum, and are the last among equal magnitudes.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vcjax.merging.kernels.host_counts import Quota
 from vcjax.merging.method import Apply, Stack, Transform
 
-Facts = Any
+Facts = PyTree
 """Numbers that follow from the size of the leaf alone."""
+
+SliceApply = Callable[[Stack, Facts, PyTree, PyTree], tuple[Stack, PyTree]]
+"""What is done to a slice: (stack, facts, state, carry) -> (stack, carry)."""
 
 
 class Measure(NamedTuple):
@@ -33,17 +38,17 @@ class Measure(NamedTuple):
             digits below 2^16: what `take` gives, as the host makes it (`Picks`).
     """
 
-    take: Callable[[Stack, Facts, Any], Any]
-    conclude: Callable[[Facts, Any, Any], Any]
+    take: Callable[[Stack, Facts, PyTree], PyTree]
+    conclude: Callable[[Facts, PyTree, PyTree], PyTree]
     on_host: bool = False
-    pick: Callable[[Stack, Facts, Any], Any] | None = None
+    pick: Callable[[Stack, Facts, PyTree], PyTree] | None = None
 
 
 def _nothing(size: int) -> Facts:
     return ()
 
 
-def _no_carry(models: int) -> Any:
+def _no_carry(models: int) -> PyTree:
     return ()
 
 
@@ -60,16 +65,16 @@ class Sliced(NamedTuple):
         quota: (facts, state) -> what of the last measure's picks is kept.
     """
 
-    apply: Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]
+    apply: SliceApply
     measures: tuple[Measure, ...] = ()
     facts: Callable[[int], Facts] = _nothing
-    carry: Callable[[int], Any] = _no_carry
+    carry: Callable[[int], PyTree] = _no_carry
     rows: bool = False
     axes: int = 1
-    quota: Callable[[Facts, Any], Quota] | None = None
+    quota: Callable[[Facts, PyTree], Quota] | None = None
 
 
-def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
+def sliced(step: Transform, dtype: DTypeLike = np.float32) -> Sliced | None:
     """How a step works on slices; None if it must see the leaf.
 
     Args:
@@ -85,6 +90,6 @@ def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
     return Sliced(plain(step.apply), rows=step.random)
 
 
-def plain(apply: Apply) -> Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]:
+def plain(apply: Apply) -> SliceApply:
     """What a step that treats every element alone does to a slice: the same."""
     return lambda stack, facts, state, carry: (apply(stack, ()), carry)

@@ -1,11 +1,12 @@
 """Keeping the largest magnitudes of a leaf."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from vcjax.merging.kernels.host_counts import Quota, Ties, nth_digit
 from vcjax.merging.kernels.random_bits import flat_index
@@ -21,6 +22,7 @@ from vcjax.merging.kernels.top_k import (
 )
 from vcjax.merging.makers import checked, chosen, transform
 from vcjax.merging.method import Stack, Transform
+from vcjax.merging.shapes import Coefficients, Place, Totals
 from vcjax.merging.steps.basic import keep_where, mapped
 from vcjax.merging.steps.sliced import Measure, Sliced
 
@@ -28,7 +30,7 @@ DIGIT = 16
 
 
 @transform("density")
-def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Transform:
+def trim(density: Coefficients, tie_rule: str = "exact", rounding: str = "ceil") -> Transform:
     r"""Keeps the largest :math:`⌈density·n⌉` magnitudes of each leaf, zeroes the rest.
 
     Source: Yadav et al., 2023 (TIES), §3.1, per leaf as mergekit.
@@ -43,7 +45,7 @@ def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Trans
     chosen("tie_rule", tie_rule, *TIE_RULES)
     chosen("rounding", rounding, "ceil", "floor")
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if isinstance(density, (int, float)) and density >= 1:
             return stack
         size = stack.values[0].size
@@ -62,20 +64,22 @@ def trim(density: Any, tie_rule: str = "exact", rounding: str = "ceil") -> Trans
 class Kept(NamedTuple):
     """How many elements are kept: a number, or one for each model."""
 
-    k: Any
+    k: np.ndarray | jax.Array
 
-    def of(self, model: Any) -> Any:
+    def of(self, model: Place) -> np.ndarray | jax.Array:
         """That of one model."""
         return self.k if self.k.ndim == 0 else self.k[model]
 
 
-def _trim_slices(density: Any, tie_rule: str, rounding: str, dtype: np.dtype) -> Sliced | None:
+def _trim_slices(
+    density: Coefficients, tie_rule: str, rounding: str, dtype: np.dtype
+) -> Sliced | None:
     if not isinstance(density, (int, float, tuple)):
         return None
     if not isinstance(density, tuple) and density >= 1:
         return Sliced(lambda stack, facts, state, carry: (stack, carry))
 
-    def apply(stack: Stack, facts: Kept, state: Threshold, carry: Ties) -> tuple[Stack, Any]:
+    def apply(stack: Stack, facts: Kept, state: Threshold, carry: Ties) -> tuple[Stack, PyTree]:
         kept, ties = [], []
         for i, x in enumerate(stack.values):
             keys = magnitude_keys(x)
@@ -116,17 +120,17 @@ def _radix(dtype: np.dtype) -> tuple[Measure, ...]:
     def measure(number: int) -> Measure:
         shift = DIGIT * (passes - 1 - number)
 
-        def take(stack: Stack, facts: Kept, state: Any) -> jax.Array:
+        def take(stack: Stack, facts: Kept, state: PyTree) -> jax.Array:
             prefix = state.key if number else jnp.zeros(len(stack.values), kind)
             pairs = zip(stack.values, prefix, strict=True)
             return jnp.stack([histogram(magnitude_keys(x), shift, p) for x, p in pairs])
 
-        def pick(stack: Stack, facts: Kept, state: Any) -> list[tuple[jax.Array, jax.Array]]:
+        def pick(stack: Stack, facts: Kept, state: PyTree) -> list[tuple[jax.Array, jax.Array]]:
             keys = [magnitude_keys(x) >> np.array(shift, kind) for x in stack.values]
             pairs = zip(keys, state.key, strict=True)
             return [(k >> DIGIT == p, k.astype(np.uint16)) for k, p in pairs]
 
-        def conclude(facts: Kept, state: Any, sums: np.ndarray) -> Threshold:
+        def conclude(facts: Kept, state: PyTree, sums: np.ndarray) -> Threshold:
             models = sums.shape[0]
             nothing = np.zeros(models, np.int32)
             before = state if number else Threshold(np.zeros(models, kind), nothing, nothing)
