@@ -15,7 +15,16 @@ and `vmap` and `grad` go through. One that nothing made by name is static as a w
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 import jax
 import numpy as np
@@ -73,6 +82,7 @@ class Stack:
     view: View | None = None
 
 
+@runtime_checkable
 class Fold(Protocol):
     """How a reduction takes one model at a time, in memory that does not grow with N."""
 

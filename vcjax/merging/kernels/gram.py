@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Inexact
 
 from vcjax.merging.kernels.linalg import safe_divide
-from vcjax.merging.shapes import Products, Share, Value
+from vcjax.merging.shapes import Coefficient, Products, Share, Value
 
 
 def inner(a: Value, b: Value, axis: int | None = None) -> Inexact[Array, "..."]:
@@ -77,7 +77,7 @@ def unit_gram(products: Products, lengths: Share) -> Products:
 
 
 def log_step(
-    cosines: Products, weights: Share, mean: Share, tol: float
+    cosines: Products, weights: Share, mean: Share, tol: Coefficient
 ) -> tuple[Share, Float[Array, ""]]:
     """The mean tangent :math:`\\sum w_i \\log_m u_i` and its length.
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Num
 
-from vcjax.merging.shapes import Value
+from vcjax.merging.shapes import Coefficient, Place, Value
 
 HIGHEST = lax.Precision.HIGHEST
 
@@ -67,7 +67,7 @@ def conjugate_gradients(
     b: Value,
     start: Value,
     iterations: int,
-    rtol: float = 1e-5,
+    rtol: Coefficient = 1e-5,
 ) -> Value:
     """At most so many conjugate gradient steps for `multiply(x) = b`.
 
@@ -76,7 +76,7 @@ def conjugate_gradients(
     """
     limit = rtol**2 * jnp.sum(b * b)
 
-    def step(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(_: Place, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, residual, direction, square = state
         image = multiply(direction)
         curvature = jnp.sum(direction * image)
@@ -110,14 +110,14 @@ def polar(
     bound = lax.stop_gradient(jnp.sqrt(rows * columns))[..., None, None]
     y = y / jnp.where(bound > 0, bound, 1)
 
-    def step(_: int, y: jax.Array) -> jax.Array:
+    def step(_: Place, y: jax.Array) -> jax.Array:
         return 1.5 * y - 0.5 * matmul(y, matmul(transpose(y), y))
 
     y = lax.fori_loop(0, iterations, step, y)
     return y if tall else transpose(y)
 
 
-def total(values: Iterable[Inexact[Array, "..."]]) -> Inexact[Array, "..."]:
+def total(values: Iterable[Num[Array, "..."]]) -> Num[Array, "..."]:
     """The sum of some arrays."""
     return functools.reduce(operator.add, values)
 

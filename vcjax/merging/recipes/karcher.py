@@ -9,14 +9,17 @@ from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
 from vcjax.merging.makers import recipe, transform
 from vcjax.merging.method import MergeMethod, Stack, Transform
-from vcjax.merging.shapes import Products, Share, Totals
+from vcjax.merging.shapes import Coefficient, Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
 
 
 @transform()
 def spherical_mean(
-    iterations: int = 0, tol: float = 1e-5, normalize: bool = True, eps: float = 0.0
+    iterations: int = 0,
+    tol: Coefficient = 1e-5,
+    normalize: bool = True,
+    eps: Coefficient = 0.0,
 ) -> Transform:
     """The mean direction times the mean norm; `iterations` steps towards the Karcher mean."""
 
@@ -34,9 +37,9 @@ def spherical_coefficients(
     products: Products,
     weights: Share,
     iterations: int,
-    tol: float,
+    tol: Coefficient,
     normalize: bool,
-    eps: float,
+    eps: Coefficient,
 ) -> Share:
     """What `spherical_mean` multiplies the values by, given their Gram matrix."""
     if normalize:
@@ -53,7 +56,7 @@ def spherical_coefficients(
     return jnp.where(cancels, weights, on_sphere)
 
 
-def karcher_mean(cosines: Products, weights: Share, iterations: int, tol: float) -> Share:
+def karcher_mean(cosines: Products, weights: Share, iterations: int, tol: Coefficient) -> Share:
     """Coefficients, over unit vectors, of their Karcher mean on the sphere.
 
     Starts at the normalised weighted mean; each step moves along the mean of the

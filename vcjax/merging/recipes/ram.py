@@ -55,7 +55,7 @@ def shared_mean(epsilon: float = 1e-5) -> Transform:
 
 @transform()
 def boost_unique(
-    r: Coefficient = 0.1, alpha: Coefficient = 0.2, epsilon: float = 1e-5
+    r: Coefficient = 0.1, alpha: Coefficient = 0.2, epsilon: Coefficient = 1e-5
 ) -> Transform:
     """RAM+: scales the changes that one model made alone; see `ram_plus`."""
 

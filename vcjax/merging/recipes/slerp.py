@@ -16,7 +16,7 @@ from vcjax.merging.steps.sliced import Sliced
 
 
 @transform()
-def arc(t: Coefficient = 0.5, threshold: float = 0.9995) -> Transform:
+def arc(t: Coefficient = 0.5, threshold: Coefficient = 0.9995) -> Transform:
     """The point at `t` of the arc between two models; of the chord if nearly colinear."""
 
     def coefficients(products: Products, weights: Share) -> Share:
@@ -30,7 +30,7 @@ def arc(t: Coefficient = 0.5, threshold: float = 0.9995) -> Transform:
 
 
 def arc_coefficients(
-    products: Products, weights: Share, t: Coefficient, threshold: float
+    products: Products, weights: Share, t: Coefficient, threshold: Coefficient
 ) -> jax.Array:
     """What `arc` multiplies the two models by, given their Gram matrix."""
     cosine = g.unit_gram(products, g.norms(products))[0, 1]
