@@ -67,9 +67,9 @@ def test_differences_of_structure_are_listed_by_path() -> None:
     with pytest.raises(errors.StructureError) as caught:
         merging.merge([a, b])
     assert caught.value.problems == (
+        "body/a: [3] in model 1, [4] in model 2",
         "head: not in model 2",
         "tail: in model 2 only",
-        "body/a: [3] in model 1, [4] in model 2",
     )
 
 

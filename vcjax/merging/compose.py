@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcjax import errors
-from vcjax.merging.method import MergeMethod, Transform, recipe
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod, Transform
 from vcjax.merging.steps.basic import take_base
 from vcjax.merging.view import View
 

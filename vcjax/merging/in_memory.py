@@ -1,45 +1,55 @@
 """`merge`: N PyTrees to one, leaf by leaf, by a merge method."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NoReturn
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from vcjax import errors
+from vcjax.errors import MergeError
 from vcjax.merging.inputs import (
+    RandomKey,
     Tree,
-    against,
-    aligned,
+    Weights,
     as_key,
-    by_path,
     check_complex,
+    check_count,
     check_globs,
     check_inputs,
-    is_mergeable,
+    check_needs,
+    has_mean,
     is_wide,
     leaf_statistics,
     leaf_view,
     leaf_weights,
     matched,
+    shape_of,
+    statistics_by_path,
 )
 from vcjax.merging.kernels.random_bits import leaf_seed, path_words
 from vcjax.merging.method import MergeMethod, Stack
 from vcjax.merging.recipes.average import average
 from vcjax.merging.run import finish_leaf, fold_leaf, run, start_fold
+from vcjax.tree import template
+
+WeightsInTurn = Iterable[float] | Mapping[str, Sequence[float]]
+"""One number per model, in turn, or `{leaf path glob: [N]}`."""
 
 
 def merge(
     trees: Sequence[Tree],
     method: MergeMethod | None = None,
     base: Tree = None,
-    weights: Any = None,
-    statistics: Sequence[Any] | None = None,
-    key: Any = None,
+    weights: Weights | None = None,
+    statistics: Sequence[Tree] | None = None,
+    key: RandomKey | None = None,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Tree:
     """Merges PyTrees of the same structure and shapes. Pure; may be jitted and vmapped.
 
@@ -87,54 +97,83 @@ def _merge(
     trees: list[Tree],
     method: MergeMethod,
     base: Tree,
-    weights: Any,
-    statistics: Sequence[Any] | None,
-    key: Any,
-    dtype: Any,
+    weights: Weights | None,
+    statistics: Sequence[Tree] | None,
+    key: RandomKey | None,
+    dtype: DTypeLike | None,
 ) -> Tree:
     """`merge`, with as many bits as JAX is told to use."""
     if base is not None and method.models == (2, 2) and not method.needs_base and len(trees) == 1:
         trees, base = [base, *trees], None  # mergekit's form: the base is the first of two
+    if not trees:
+        raise MergeError("there is no model to merge", hint="give at least one")
     check_inputs(method, len(trees), base is not None, weights, statistics, key)
-    paths, columns, treedef = aligned(trees)
-    bases = [None] * len(paths) if base is None else against(paths, columns, base)
-    numbers = None if statistics is None else [by_path(s) for s in statistics]
-    check_globs(method, weights, paths)
-    root = None if key is None else as_key(key)
-
-    out: list[Any] = [column[0] for column in columns]
-    groups: dict[int, tuple[MergeMethod, list[tuple[int, Stack]]]] = {}
-    resolved: dict[str, MergeMethod] = {path: method.for_leaf(path) for path in paths}
-    for i, path in enumerate(paths):
-        if not is_mergeable(columns[i][0]):
-            continue
-        leaf_method = resolved[path]
-        check_complex(leaf_method, path, columns[i])
-        stack = Stack(
-            values=tuple(jnp.asarray(x) for x in columns[i]),
-            base=None if bases[i] is None else jnp.asarray(bases[i]),
-            weights=leaf_weights(weights, path, len(trees)),
-            statistics=leaf_statistics(numbers, path),
-            seed=None if root is None else leaf_seed(root, path_words(path)),
-            view=leaf_view(leaf_method, path, columns[i][0]),
-        )
-        groups.setdefault(id(leaf_method), (leaf_method, []))[1].append((i, stack))
+    like = template(trees[0])
+    first = like.targets
+    models = [matched(first, tree, f"model {number}") for number, tree in enumerate(trees, start=1)]
+    bases = None if base is None else matched(first, base, "the base")
+    stacks = stacks_of(method, models, bases, weights, statistics, key)
+    groups: dict[int, tuple[MergeMethod, dict[str, Stack]]] = {}
+    for path, stack in stacks.items():
+        leaf_method = method.for_leaf(path)
+        groups.setdefault(id(leaf_method), (leaf_method, {}))[1][path] = stack
+    out = dict(first)
     for leaf_method, members in groups.values():
-        results = run(leaf_method, [stack for _, stack in members], dtype)
-        for (i, _), result in zip(members, results, strict=True):
-            out[i] = result
-    return jax.tree_util.tree_unflatten(treedef, out)
+        results = run(leaf_method, list(members.values()), dtype)
+        out.update(zip(members, results, strict=True))
+    return like.build(out)
+
+
+def stacks_of(
+    method: MergeMethod,
+    models: Sequence[Mapping[str, object]],
+    base: Mapping[str, object] | None,
+    weights: Weights | None,
+    statistics: Sequence[Tree] | None,
+    key: RandomKey | None,
+) -> dict[str, Stack]:
+    """`{leaf path: stack}` of the leaves that have a mean.
+
+    Args:
+        method: of the merge, maybe with rules.
+        models: `{leaf path: leaf}` each, which are alike.
+        base: the same of the base model, if there is one.
+        weights: as in `merge`.
+        statistics: as in `merge`.
+        key: as in `merge`.
+    """
+    paths = list(models[0])
+    check_globs(method, weights, paths)
+    numbers = statistics_by_path(statistics, paths)
+    root = None if key is None else as_key(key)
+    stacks = {}
+    for path, leaf in models[0].items():
+        own = method.for_leaf(path)
+        if not has_mean(leaf):
+            continue
+        column = [model[path] for model in models]
+        check_complex(own, path, column)
+        said = leaf_statistics(numbers, path)
+        stacks[path] = Stack(
+            values=tuple(map(jnp.asarray, column)),
+            base=None if base is None else jnp.asarray(base[path]),
+            weights=leaf_weights(weights, path, len(models)),
+            statistics=None if said is None else tuple(map(jnp.asarray, said)),
+            seed=None if root is None else leaf_seed(root, path_words(path)),
+            view=leaf_view(own, path, shape_of(leaf)),
+        )
+    return stacks
 
 
 def fold(
-    trees: Iterable[Any],
+    trees: Iterable[Tree],
     method: MergeMethod,
-    base: Any = None,
-    weights: Any = None,
-    key: Any = None,
+    base: Tree = None,
+    weights: WeightsInTurn | None = None,
+    key: RandomKey | None = None,
     *,
-    dtype: Any = None,
-) -> Any:
+    dtype: DTypeLike | None = None,
+) -> Tree:
     """The same as `merge`, for methods with `method.foldable`, one model after the other.
 
     Only one model, the base and the accumulators (in float32; two for sums, four
@@ -145,7 +184,8 @@ def fold(
         trees: models, for example a generator that loads them.
         method: with a reduction that folds, and only per-model steps before it.
         base: as in `merge`.
-        weights: one per model, an iterable as long as `trees`; 1 each by default.
+        weights: one per model, an iterable as long as `trees`, or
+            `{leaf path glob: [N]}`; 1 each by default.
         key: as in `merge`.
         dtype: as in `merge`.
 
@@ -157,48 +197,72 @@ def fold(
         >>> merging.fold(({"w": float(i)} for i in range(5)), merging.average())["w"].item()
         2.0
     """
-    if not method.foldable or method.rules:
-        raise errors.MergeError(
-            f"{method.name} needs all models at once", hint="merge them with `merge`"
-        )
-    if method.needs_base and base is None:
-        raise errors.MergeError(f"{method.name} needs the base model", hint="give base=")
-    if method.random and key is None:
-        raise errors.MergeError(f"{method.name} draws random numbers", hint="give key=, e.g. key=0")
-    root = None if key is None else as_key(key)
-    queue = None if weights is None else iter(weights)
-    paths, columns, treedef, bases, states = [], [], None, [], {}
-    number = -1
-    for number, tree in enumerate(trees):
-        if number == 0:
-            paths, columns, treedef = aligned([tree])
-            bases = [None] * len(paths)
-            if base is not None:
-                bases = matched(paths, columns, base, "the base")
-        weight = 1.0 if queue is None else next(queue)
-        leaves = matched(paths, columns, tree, f"model {number + 1}")
-        for i, path in enumerate(paths):
-            if not is_mergeable(columns[i][0]):
-                continue
-            check_complex(method, path, [leaves[i]])
-            stack = Stack(
-                values=(jnp.asarray(leaves[i]),),
-                base=None if bases[i] is None else jnp.asarray(bases[i]),
-                weights=leaf_weights([weight], path, 1),
-                seed=None if root is None else leaf_seed(root, path_words(path)),
-                model=jnp.int32(number),
-            )
-            if i not in states:
-                states[i] = start_fold(method.transforms, stack)
-            states[i] = fold_leaf(method.transforms, states[i], stack)
-    if number < 0:
-        raise errors.MergeError("there is no model to merge", hint="give at least one")
-    if method.models[0] > number + 1:
-        raise errors.MergeError(f"{method.name} takes at least {method.models[0]} models")
-    out = [column[0] for column in columns]
-    for i, state in states.items():
-        kind = np.dtype(dtype or jnp.asarray(columns[i][0]).dtype)
-        grounds = None if bases[i] is None else jnp.asarray(bases[i])
-        out[i] = finish_leaf(method.transforms, state, grounds, dtype=kind)
-    assert treedef is not None
-    return jax.tree_util.tree_unflatten(treedef, out)
+    if not method.foldable:
+        raise MergeError(f"{method.name} needs all models at once", hint="merge them with `merge`")
+    check_needs(method, base is not None, weights, None, key)
+    given = _Turns(weights)
+    like, ground, states, count = None, None, {}, 0
+    for tree in trees:
+        if like is None:
+            like = template(tree)
+            ground = None if base is None else matched(like.targets, base, "the base")
+        one = matched(like.targets, tree, f"model {count + 1}")
+        for path, stack in stacks_of(method, [one], ground, given.next(), None, key).items():
+            steps = method.for_leaf(path).transforms
+            stack = replace(stack, model=jnp.int32(count))
+            if path not in states:
+                states[path] = start_fold(steps, stack)
+            states[path] = fold_leaf(steps, states[path], stack)
+        count += 1
+    if like is None:
+        raise MergeError("there is no model to merge", hint="give at least one")
+    check_count(method, count)
+    given.check_all_used()
+    out = dict(like.targets)
+    for path, state in states.items():
+        kind = np.dtype(dtype or jnp.asarray(out[path]).dtype)
+        base_leaf = None if ground is None else jnp.asarray(ground[path])
+        out[path] = finish_leaf(method.for_leaf(path).transforms, state, base_leaf, dtype=kind)
+    return like.build(out)
+
+
+class _Turns:
+    """Weights of models that come one after the other."""
+
+    def __init__(self, weights: WeightsInTurn | None):
+        self._by_path: Mapping[str, Sequence[float]] = {}
+        self._queue: Iterator[float] | None = None
+        self._used = 0
+        if isinstance(weights, Mapping):
+            self._by_path = {str(glob): numbers for glob, numbers in weights.items()}
+        elif weights is not None:
+            self._queue = iter(weights)
+
+    def next(self) -> Weights | None:
+        """Those of the next model, as of a merge of it alone.
+
+        Raises:
+            MergeError: there are none left.
+        """
+        self._used += 1
+        if self._queue is not None:
+            one = list(itertools.islice(self._queue, 1))
+            return one if one else self._refuse(f"more models than the {self._used - 1} weights")
+        if any(len(numbers) < self._used for numbers in self._by_path.values()):
+            self._refuse(f"more models than the {self._used - 1} weights")
+        by_path = {glob: x[self._used - 1 : self._used] for glob, x in self._by_path.items()}
+        return by_path or None
+
+    def check_all_used(self) -> None:
+        """Raises if there are weights left.
+
+        Raises:
+            MergeError: there are.
+        """
+        more = self._queue is not None and next(self._queue, None) is not None
+        if more or any(len(x) > self._used for x in self._by_path.values()):
+            self._refuse(f"more weights than the {self._used} models")
+
+    @staticmethod
+    def _refuse(what: str) -> NoReturn:
+        raise MergeError(f"there are {what}", hint="give one weight per model")

@@ -1,219 +1,342 @@
-"""Taking N trees apart side by side, and checking that they can be merged."""
+"""What a merge is given: taken apart by leaf path, and checked. Every check is here once.
 
-from collections.abc import Mapping
-from typing import Any
+Merges of trees in memory, one model at a time, of stored models and of the sides of
+a history all ask here whether models are alike, whether a leaf has a mean, and what
+weights and statistics say of it. Leaf paths are those that are stored
+(`vcjax.tree.template`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
-from vcjax import errors
-from vcjax.errors import MergeError
+from vcjax.errors import MergeError, StructureError
 from vcjax.merging.method import MergeMethod
 from vcjax.merging.view import View, derived
-from vcjax.tree.globs import matches, pattern
+from vcjax.tree import CROSSES, FirstMatch, LeafSpec, escape, target_spec, template, unmatched
 
-Tree = Any
+Tree = PyTree
+
+Numbers = ArrayLike | Sequence[ArrayLike]
+
+Weights = Numbers | Mapping[str, Numbers]
+"""`[N]`, one number per model, or `{leaf path glob: [N]}`."""
+
+RandomKey = jax.Array | int
+"""A PRNG key, typed or not, or the seed of one."""
 
 NO_JAX_ARRAYS = frozenset(["float6_e2m3fn", "float6_e3m2fn"])
 """Dtypes that `jax.numpy` names, and XLA cannot compute with (jaxlib 0.10)."""
 
 
-def is_mergeable(leaf: Any) -> bool:
-    """Whether a leaf is of floating point or complex numbers."""
-    if isinstance(leaf, (bool, int, str, bytes)):
-        return False
-    kind = getattr(leaf, "dtype", None)
-    if kind is None:
-        return isinstance(leaf, (float, complex))
-    return jnp.issubdtype(kind, jnp.inexact)
+# -- leaves ------------------------------------------------------------------------
 
 
-def path_of(keys: Any) -> str:
-    """The leaf path of JAX's key path."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
+def has_mean(leaf: object) -> bool:
+    """Whether a leaf in memory is of floating point or complex numbers; see `LeafSpec.has_mean`.
 
-
-def by_path(tree: Tree) -> dict[str, Any]:
-    """`{leaf path: leaf}` of a tree, or of a dict that already is that.
-
-    Raises:
-        TreeError: two leaves have the same path.
+    A Python number in memory becomes an array, and so has one too.
     """
-    leaves: dict[str, Any] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        path = path_of(keys)
-        if path in leaves:
-            raise errors.TreeError(
-                f"two leaves have the path {path!r}",
-                path=path,
-                hint="rename one: a merge tells leaves apart by their paths",
-            )
-        leaves[path] = leaf
-    return leaves
+    if isinstance(leaf, (float, complex)):
+        return True
+    spec = target_spec(leaf)
+    return spec is not None and spec.has_mean
 
 
-def is_wide(leaf: Any) -> bool:
+def shape_of(leaf: object) -> tuple[int, ...]:
+    """The shape of a leaf; that of a plain value is `()`."""
+    return tuple(getattr(leaf, "shape", ()))
+
+
+def is_wide(leaf: object) -> bool:
     """Whether JAX without x64 would cut a leaf's numbers to 32 bits."""
     return getattr(leaf, "dtype", None) in (np.float64, np.complex128)
 
 
-def aligned(trees: list[Tree]) -> tuple[list[str], list[list[Any]], Any]:
-    """Leaf paths, per path the N leaves, and the structure of the first tree."""
-    first, treedef = by_path(trees[0]), jax.tree.structure(trees[0])
-    paths = list(first)
-    columns = [[leaf] for leaf in first.values()]
-    for number, tree in enumerate(trees[1:], start=2):
-        for column, leaf in zip(
-            columns, matched(paths, columns, tree, f"model {number}"), strict=True
-        ):
-            column.append(leaf)
-    for path, column in zip(paths, columns, strict=True):
-        check_dtypes(path, column)
-    return paths, columns, treedef
-
-
-def check_dtypes(path: str, leaves: list[Any]) -> None:
-    """Raises if leaves are of floating point numbers that JAX has no arrays of (float6)."""
-    for leaf in leaves:
-        kind = getattr(leaf, "dtype", None)
-        if kind is not None and str(kind) in NO_JAX_ARRAYS:
-            raise errors.MergeError(
-                f"{path!r} is of {kind}, of which JAX has no arrays",
-                hint="merge it in float32, `x.astype(numpy.float32)`, and round the result",
-                path=path,
-            )
-
-
-def against(paths: list[str], columns: list[list[Any]], base: Tree) -> list[Any]:
-    """The leaves of the base, checked against the first model."""
-    leaves = matched(paths, columns, base, "the base")
-    for path, leaf in zip(paths, leaves, strict=True):
-        check_dtypes(path, [leaf])
-    return leaves
-
-
-def matched(paths: list[str], columns: list[list[Any]], tree: Tree, who: str) -> list[Any]:
-    """The leaves of a tree in the order of `paths`.
+def by_path(tree: Tree) -> dict[str, object]:
+    """`{leaf path: leaf}` of a tree.
 
     Raises:
-        StructureError: leaves are missing, left over or of another shape.
+        TreeError: two leaves have the same path.
     """
-    leaves = by_path(tree)
-    problems = [f"{path}: not in {who}" for path in paths if path not in leaves]
-    problems += [f"{path}: in {who} only" for path in leaves if path not in set(paths)]
-    for path, column in zip(paths, columns, strict=True):
-        if path in leaves and (a := np.shape(column[0])) != (b := np.shape(leaves[path])):
-            problems.append(f"{path}: {list(a)} in model 1, {list(b)} in {who}")
-        elif path in leaves and is_mergeable(column[0]) != is_mergeable(leaves[path]):
+    return template(tree).targets
+
+
+def check_dtype(path: str, leaf: object) -> None:
+    """Raises if a leaf is of floating point numbers that JAX has no arrays of (float6)."""
+    kind = getattr(leaf, "dtype", None)
+    if kind is not None and str(kind) in NO_JAX_ARRAYS:
+        raise MergeError(
+            f"{path!r} is of {kind}, of which JAX has no arrays",
+            hint="merge it in float32, `x.astype(numpy.float32)`, and round the result",
+            path=path,
+        )
+
+
+# -- models that are alike ---------------------------------------------------------
+
+
+class Outline(NamedTuple):
+    """What leaves must have in common to be merged.
+
+    Attributes:
+        shape: of the leaf.
+        has_mean: whether it is of numbers that have a mean.
+    """
+
+    shape: tuple[int, ...]
+    has_mean: bool
+
+    @classmethod
+    def of(cls, leaf: object) -> "Outline":
+        """That of a leaf in memory, or of the spec of a stored one."""
+        if isinstance(leaf, LeafSpec):
+            return cls(leaf.shape, leaf.has_mean)
+        return cls(shape_of(leaf), has_mean(leaf))
+
+
+def check_alike(
+    first: Mapping[str, object],
+    other: Mapping[str, object],
+    who: str,
+    names: tuple[str, str] | None = None,
+) -> None:
+    """Raises if two models cannot be merged leaf by leaf.
+
+    Args:
+        first: leaves, or specs, of the first model by leaf path.
+        other: those of the other model.
+        who: what the lines about single leaves call the other.
+        names: what the message calls both; "model 1" and `who` by default.
+
+    Raises:
+        StructureError: leaves are missing, left over, of another shape or kind; each is listed.
+    """
+    problems = [f"{path}: not in {who}" for path in first if path not in other]
+    problems += [f"{path}: in {who} only" for path in other if path not in first]
+    for path in first:
+        if path not in other:
+            continue
+        a, b = Outline.of(first[path]), Outline.of(other[path])
+        if a.shape != b.shape:
+            problems.append(f"{path}: {list(a.shape)} in model 1, {list(b.shape)} in {who}")
+        elif a.has_mean != b.has_mean:
             problems.append(f"{path}: floating point in only one of model 1 and {who}")
     if problems:
-        raise errors.StructureError(
-            f"model 1 and {who} cannot be merged leaf by leaf",
-            problems=problems,
-            hint="merge trees of the same leaf paths and shapes, or select the parts they share",
+        one, two = names or ("model 1", who)
+        raise StructureError(
+            f"{one} and {two} cannot be merged leaf by leaf",
+            problems=sorted(problems),
+            hint="merge models of the same leaf paths and shapes, or the parts that they share",
         )
-    return [leaves[path] for path in paths]
+
+
+def matched(first: Mapping[str, object], tree: Tree, who: str) -> dict[str, object]:
+    """The leaves of a tree by leaf path, in the order of the first model's.
+
+    Raises:
+        StructureError: the two are not alike.
+        MergeError: JAX has no arrays of a leaf's dtype.
+    """
+    leaves = by_path(tree)
+    check_alike(first, leaves, who)
+    for path in first:
+        check_dtype(path, leaves[path])
+    return {path: leaves[path] for path in first}
+
+
+# -- methods and what they need ----------------------------------------------------
+
+
+def check_count(
+    method: MergeMethod, n: int, given: str | None = None, *, path: str | None = None
+) -> None:
+    """Raises if a method does not take so many models.
+
+    Args:
+        method: of all leaves, or of one.
+        n: how many models there are.
+        given: how the message ends.
+        path: of the leaf, if it is about one.
+    """
+    fewest, most = method.models
+    if fewest <= n and (most is None or n <= most):
+        return
+    limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
+    number = fewest
+    if fewest != most and n >= fewest:
+        limit, number = f"at most {most}", most
+    raise MergeError(
+        f"{method.name} takes {limit} {'model' if number == 1 else 'models'}"
+        + (f"; {n} given" if given is None else given),
+        hint=("merge two at a time, or " if (fewest, most) == (2, 2) and n > 2 else "")
+        + ("use" if path is None else "settle this leaf by a rule, or use")
+        + " a method for so many, such as average()",
+        path=path,
+    )
+
+
+def check_needs(
+    method: MergeMethod, base: bool, weights: object, statistics: object, key: object
+) -> None:
+    """Raises if the method lacks something, or would ignore what was given."""
+    if method.needs_base and not base:
+        raise MergeError(f"{method.name} needs the base model", hint="give base=")
+    if method.random and key is None:
+        raise MergeError(f"{method.name} draws random numbers", hint="give key=, e.g. key=0")
+    if weights is not None and not method.weighted:
+        raise MergeError(f"{method.name} has no weights", hint="leave weights= out")
+    if method.statistics and statistics is None:
+        kinds = ", ".join(sorted(method.statistics))
+        raise MergeError(f"{method.name} needs statistics ({kinds})", hint="give statistics=")
 
 
 def check_inputs(
-    method: MergeMethod, n: int, base: bool, weights: Any, statistics: Any, key: Any
+    method: MergeMethod,
+    n: int,
+    base: bool,
+    weights: Weights | None,
+    statistics: Sequence[object] | None,
+    key: object,
 ) -> None:
-    """Raises if the method lacks something, or would ignore what was given."""
-    fewest, most = method.models
-    if n < fewest or (most is not None and n > most):
-        limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        models = "model" if fewest == 1 else "models"
-        raise errors.MergeError(f"{method.name} takes {limit} {models}; {n} given")
-    if method.needs_base and not base:
-        raise errors.MergeError(f"{method.name} needs the base model", hint="give base=")
-    if method.random and key is None:
-        raise errors.MergeError(f"{method.name} draws random numbers", hint="give key=, e.g. key=0")
-    if weights is not None and not method.weighted:
-        raise errors.MergeError(f"{method.name} has no weights", hint="leave weights= out")
-    if method.statistics and statistics is None:
-        kinds = ", ".join(sorted(method.statistics))
-        raise errors.MergeError(
-            f"{method.name} needs statistics ({kinds})", hint="give statistics="
-        )
+    """Raises if the method takes another number of models, or other inputs."""
+    check_count(method, n)
+    check_needs(method, base, weights, statistics, key)
     if statistics is not None and len(statistics) != n:
-        raise errors.MergeError(f"{len(statistics)} statistics for {n} models")
+        raise MergeError(
+            f"{len(statistics)} statistics for {n} models", hint="give one for each model"
+        )
 
 
-def check_globs(method: MergeMethod, weights: Any, paths: list[str]) -> None:
+def check_globs(method: MergeMethod, weights: Weights | None, paths: Sequence[str]) -> None:
     """Raises if a rule of a partition, or weights by path, match no leaf."""
     globs = [glob for glob, _ in method.rules if glob != "**"]
     globs += list(weights) if isinstance(weights, Mapping) else []
-    for glob in globs:
-        if not any(matches(glob, path) for path in paths):
-            raise errors.MergeError(
-                f"no leaf path matches {glob!r}", hint="`**` crosses `/`, `*` does not"
-            )
+    for glob in unmatched(globs, paths):
+        raise MergeError(f"no leaf path matches {glob!r}", hint=CROSSES)
 
 
-def check_complex(method: MergeMethod, path: str, column: list[Any]) -> None:
+def check_complex(method: MergeMethod, path: str, column: Sequence[object]) -> None:
     """Raises if a complex leaf meets a step that orders or elects."""
-    if not any(np.iscomplexobj(x) if isinstance(x, complex) else _complex(x) for x in column):
+    if not any(isinstance(x, complex) or _is_complex(x) for x in column):
         return
     for step in method.transforms:
         if not step.linear:
-            raise errors.MergeError(
+            raise MergeError(
                 f"{method.name} cannot merge the complex leaf {path!r}: {step.name} needs an order",
                 path=path,
                 hint="give it another method, e.g. partition({…: average()}, default=…)",
             )
 
 
-def _complex(leaf: Any) -> bool:
+def _is_complex(leaf: object) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jnp.complexfloating)
 
 
-def leaf_weights(weights: Any, path: str, n: int) -> jax.Array:
-    """The weights of the N models for one leaf."""
+# -- what is said of one leaf ------------------------------------------------------
+
+
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+def leaf_weights(weights: Weights | None, path: str, n: int) -> jax.Array:
+    """The weights `[N]` of the models for one leaf, which may be traced; 1 each by default.
+
+    Raises:
+        MergeError: there are not as many as models, or they are no numbers.
+    """
+    kind = jnp.result_type(float)
+    return _weights(weights, path, n, lambda numbers: jnp.asarray(numbers, kind))
+
+
+def host_weights(weights: Weights | None, path: str, n: int) -> tuple[float, ...]:
+    """The same as plain numbers.
+
+    Raises:
+        MergeError: as `leaf_weights`.
+    """
+    array = _weights(weights, path, n, lambda numbers: np.asarray(numbers, np.float64))
+    return tuple(array.tolist())
+
+
+def _weights(
+    weights: Weights | None, path: str, n: int, convert: Callable[[Numbers], Array]
+) -> Array:
     if isinstance(weights, Mapping):
-        weights = next((w for glob, w in weights.items() if matches(glob, path)), None)
-    if weights is None:
-        return jnp.ones(n)
-    array = jnp.asarray(weights, dtype=jnp.result_type(float))
+        weights = FirstMatch(weights.items()).find(path)
+    try:
+        array = convert(np.ones(n) if weights is None else weights)
+    except (TypeError, ValueError) as error:
+        raise MergeError(
+            f"weights {weights!r} are no numbers", hint="give one number per model", path=path
+        ) from error
     if array.shape != (n,):
-        raise errors.MergeError(f"weights of shape {list(array.shape)} for {n} models", path=path)
+        raise MergeError(
+            f"weights of shape {list(array.shape)} for {n} models",
+            hint="give one number per model",
+            path=path,
+        )
     return array
 
 
-def leaf_statistics(numbers: list[dict[str, Any]] | None, path: str) -> tuple[Any, ...] | None:
+def statistics_by_path(
+    statistics: Sequence[Tree] | None, paths: Sequence[str]
+) -> list[dict[str, object]] | None:
+    """What the statistics of each model say of leaves, by leaf path.
+
+    A mapping whose keys are leaf paths of the models is taken for what it says;
+    anything else is a tree like the models, or a part of one.
+
+    Raises:
+        MergeError: statistics speak of no leaf of the models.
+    """
+    if statistics is None:
+        return None
+    known, found = set(paths), []
+    for number, given in enumerate(statistics, start=1):
+        numbers = by_path(given)
+        if isinstance(given, Mapping) and all(
+            key in known and escape(key) in numbers for key in given
+        ):
+            numbers = {key: numbers[escape(key)] for key in given}
+        if numbers and not known & numbers.keys():
+            raise MergeError(
+                f"the statistics of model {number} speak of none of its leaves, but of "
+                f"{next(iter(numbers))!r}",
+                hint="give a tree like the model, or {leaf path: array}; a `/` within a key is "
+                "written `%2F`",
+            )
+        found.append(numbers)
+    return found
+
+
+def leaf_statistics(
+    numbers: Sequence[Mapping[str, object]] | None, path: str
+) -> tuple[object, ...] | None:
     """What the statistics say of a leaf, if they speak of it in every model."""
     if numbers is None:
         return None
-    found = [n[path] for n in numbers if path in n]
+    found = tuple(n[path] for n in numbers if path in n)
     if found and len(found) != len(numbers):
-        raise errors.MergeError(f"statistics of {path!r} are missing in some models", path=path)
-    return tuple(jnp.asarray(x) for x in found) or None
+        raise MergeError(
+            f"statistics of {path!r} are missing in some models",
+            hint="give them for every model or for none",
+            path=path,
+        )
+    return found or None
 
 
-def leaf_view(method: MergeMethod, path: str, leaf: Any) -> View | None:
+def leaf_view(method: MergeMethod, path: str, shape: tuple[int, ...]) -> View | None:
     """The matrix view of a leaf: set by path, or derived from its shape."""
-    for glob, view in method.views:
-        if matches(glob, path):
-            return view.check(path, np.shape(leaf))
-    return derived(np.shape(leaf))
+    view = method.views_by_path.find(path)
+    return derived(shape) if view is None else view.check(path, shape)
 
 
-def as_key(key: Any) -> jax.Array:
+def as_key(key: RandomKey) -> jax.Array:
     """A PRNG key from a key or an int."""
     return jax.random.key(key) if isinstance(key, int) else key
-
-
-def weights_of(weights: Any, path: str, models: int) -> tuple[float, ...]:
-    """The weights of the models for one leaf; 1 each where none are given.
-
-    Raises:
-        MergeError: there are not as many as models.
-    """
-    if isinstance(weights, Mapping):
-        weights = next((w for glob, w in weights.items() if pattern(glob).match(path)), None)
-    if weights is None:
-        return (1.0,) * models
-    numbers = np.asarray(weights, np.float64)
-    if numbers.shape != (models,):
-        raise MergeError(f"weights of shape {list(numbers.shape)} for {models} models", path=path)
-    return tuple(numbers.tolist())

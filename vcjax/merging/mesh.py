@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def explicit(x: Any) -> bool:
+def explicit(x: object) -> bool:
     """Whether an array is sharded over explicit axes."""
     mesh = getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None)
     return mesh is not None and AxisType.Explicit in mesh.axis_types

@@ -2,28 +2,44 @@
 
 In the manner of optax, a `Transform` is a small named tuple of pure functions,
 made by a function that takes its coefficients (`trim(density=0.2)`), and a
-`MergeMethod` is a chain of them. Both know their name and parameters, so a
-merge commit can record them and run them again (`to_config`, `from_config`).
+`MergeMethod` is a chain of them. The decorators `transform` and `recipe` let both
+know their name and parameters, so that a merge commit can record them and run them
+again (`to_config`, `from_config`). A transform that no such function made works as
+well; what a commit records of it says that it cannot be run again.
 
 Transforms are PyTrees: coefficients that are floats or arrays are traced, all
 else is static, so that one compiled function serves every value of a scale,
-and `vmap` and `grad` go through.
+and `vmap` and `grad` go through. One that nothing made by name is static as a whole.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, ParamSpec, Protocol
+from dataclasses import dataclass, field
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    runtime_checkable,
+)
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from vcjax import errors
+from vcjax.merging.shapes import Mask, Place, Seed, Share, Totals, Value
 from vcjax.merging.view import View
-from vcjax.tree.globs import matches
+from vcjax.tree.globs import FirstMatch
+
+if TYPE_CHECKING:
+    from vcjax.merging.steps.sliced import Sliced
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Locality = Literal["element", "leaf", "model"]
 
 
@@ -52,43 +68,49 @@ class Stack:
         view: which axes of the leaf are layers, inputs and outputs.
     """
 
-    values: tuple[Any, ...]
-    base: Any
-    weights: Any
-    agree: tuple[Any, ...] | None = None
-    statistics: tuple[Any, ...] | None = None
-    seed: Any = None
-    model: Any = 0
-    row: Any = 0
-    at: Any = 0
+    values: tuple[Value, ...]
+    base: Value | None
+    weights: Share
+    agree: tuple[Mask, ...] | None = None
+    statistics: tuple[Inexact[Array, "..."], ...] | None = None
+    seed: Seed | None = None
+    model: Place = 0
+    row: Place = 0
+    at: Place = 0
     leaves: int = 1
     size: int = 0
     view: View | None = None
 
 
+@runtime_checkable
 class Fold(Protocol):
     """How a reduction takes one model at a time, in memory that does not grow with N."""
 
-    def init(self, like: jax.Array) -> Any:
+    def init(self, like: Value) -> PyTree:
         """The accumulators before any model."""
         ...
 
-    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+    def update(self, state: PyTree, value: Value, weight: Float[Array, ""]) -> PyTree:
         """The accumulators with one more model."""
         ...
 
-    def finish(self, state: Any) -> jax.Array:
+    def finish(self, state: PyTree) -> Value:
         """The merged value."""
         ...
 
 
-Apply = Callable[[Stack, tuple[Any, ...]], Stack]
-Round = Callable[[Stack, tuple[Any, ...]], Any]
+Apply = Callable[[Stack, Totals], Stack]
+Round = Callable[[Stack, Totals], PyTree]
+SliceRule = Callable[[np.dtype], "Sliced | None"]
+"""The dtype of the computation -> how a step works on slices, or None if it cannot."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Transform:
     """One step of a merge method on one leaf.
+
+    A step that treats every element alone (`locality="element"`) runs on slices of a
+    leaf too large for memory as it is; another one does if it says how (`slices`).
 
     Attributes:
         apply: `(stack, totals) -> stack`; `totals` are the results of the rounds.
@@ -105,8 +127,24 @@ class Transform:
         models: fewest and most models.
         fold: for reductions that can take one model at a time.
         folds_away: the fold of the reduction that follows does its work.
-        name: of the function that made it.
-        parameters: the arguments of that function.
+        slices: how it works on slices of a leaf, where that is not plain.
+        name: what messages and commits call it; that of the function that made it, or by
+            default of `apply`.
+        parameters: the arguments of the function that made it.
+        maker: that function, if `transform` decorates it: a commit can be merged again.
+
+    Example:
+        >>> import dataclasses
+        >>> from vcjax import merging
+        >>> @merging.transform()
+        ... def clip(limit: float) -> merging.Transform:
+        ...     def apply(stack, totals):
+        ...         values = tuple(x.clip(-limit, limit) for x in stack.values)
+        ...         return dataclasses.replace(stack, values=values)
+        ...     return merging.Transform(apply, locality="element", per_model=True)
+        >>> method = merging.chain(clip(1.0), merging.weighted_sum())
+        >>> merging.merge([{"w": 5.0}, {"w": 0.5}], method)["w"].item()
+        1.5
     """
 
     apply: Apply
@@ -121,71 +159,70 @@ class Transform:
     models: tuple[int, int | None] = (1, None)
     fold: Fold | None = None
     folds_away: bool = False
+    slices: SliceRule | None = None
     name: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    # Not for `dataclasses.replace`: what it makes is no longer what the maker would make.
+    maker: "Maker | None" = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", qualified_name(self.apply))
 
 
 @dataclass(frozen=True)
 class Maker:
-    """What made a transform: the function, and which of its floats stay static."""
+    """What made a transform.
+
+    Attributes:
+        make: the function.
+        static: which of its floats stay static.
+    """
 
     make: Callable[..., Transform]
     static: frozenset[str]
 
 
-MAKERS: dict[str, Maker] = {}
-METHODS: dict[str, Callable[..., "MergeMethod"]] = {}
+def qualified_name(function: Callable[..., object]) -> str:
+    """The name of a function: `module:function`, of vcjax's own the function's alone."""
+    module = getattr(function, "__module__", type(function).__module__)
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return name if module.startswith("vcjax.") else f"{module}:{name}"
 
 
-def transform(*static: str) -> Callable[[Callable[P, Transform]], Callable[P, Transform]]:
-    """Decorates a function that makes a transform: records its name and arguments.
-
-    Args:
-        *static: float arguments that decide the compiled program (a density, from
-            which the number of kept elements is computed exactly). Arrays given
-            in their place are traced nevertheless.
-    """
-
-    def decorate(make: Callable[P, Transform]) -> Callable[P, Transform]:
-        signature = inspect.signature(make)
-        name = make.__name__
-
-        @functools.wraps(make)
-        def recorded(*args: P.args, **kwargs: P.kwargs) -> Transform:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            made = make(*bound.args, **bound.kwargs)  # pyright: ignore[reportCallIssue]
-            return replace(made, name=name, parameters=dict(bound.arguments))
-
-        MAKERS[name] = Maker(recorded, frozenset(static))
-        return recorded
-
-    return decorate
-
-
-def is_static(name: str, value: Any, static: frozenset[str]) -> bool:
+def is_static(name: str, value: object, static: frozenset[str]) -> bool:
     """Whether a parameter is part of the program: all but floats, arrays and their stand-ins."""
     if isinstance(value, np.generic):
         return False
-    plain = isinstance(value, (str, bool, int, tuple, type(None)))
+    plain = isinstance(value, (str, bool, int, tuple, type(None))) or callable(value)
     return plain or (isinstance(value, float) and name in static)
 
 
-def _flatten(step: Transform) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    keep_static = MAKERS[step.name].static
-    names, children, fixed = [], [], []
-    for key, value in step.parameters.items():
-        if is_static(key, value, keep_static):
-            fixed.append((key, value))
-        else:
-            names.append(key)
-            children.append(value)
-    return tuple(children), (step.name, tuple(names), tuple(fixed))
+class _Static(NamedTuple):
+    """What of a transform is part of the program: its maker, and which arguments are not."""
+
+    maker: Maker
+    traced: tuple[str, ...]
+    fixed: tuple[tuple[str, object], ...]
 
 
-def _unflatten(static: tuple[Any, ...], children: tuple[Any, ...]) -> Transform:
-    name, names, fixed = static
-    return MAKERS[name].make(**dict(fixed), **dict(zip(names, children, strict=True)))
+def _flatten(step: Transform) -> tuple[tuple[object, ...], _Static | Transform]:
+    if step.maker is None:
+        return (), step
+    fixed = tuple(
+        (key, value)
+        for key, value in step.parameters.items()
+        if is_static(key, value, step.maker.static)
+    )
+    traced = {key: x for key, x in step.parameters.items() if key not in dict(fixed)}
+    return tuple(traced.values()), _Static(step.maker, tuple(traced), fixed)
+
+
+def _unflatten(static: _Static | Transform, children: tuple[object, ...]) -> Transform:
+    if isinstance(static, Transform):
+        return static
+    traced = dict(zip(static.traced, children, strict=True))
+    return static.maker.make(**dict(static.fixed), **traced)
 
 
 jax.tree_util.register_pytree_node(Transform, _flatten, _unflatten)
@@ -240,6 +277,11 @@ class MergeMethod:
         return "model" if "model" in found else "leaf" if "leaf" in found else "element"
 
     @property
+    def can_be_made_again(self) -> bool:
+        """Whether each step was made by a function that `transform` decorates."""
+        return all(step.maker is not None for step in self._all())
+
+    @property
     def models(self) -> tuple[int, int | None]:
         """Fewest and most models."""
         most = [step.models[1] for step in self._all() if step.models[1] is not None]
@@ -250,6 +292,8 @@ class MergeMethod:
         """Whether `vcjax.merging.fold` can take the models one at a time."""
         if self.rules:
             return all(method.foldable for _, method in self.rules)
+        if self.statistics:
+            return False
         reductions = [i for i, step in enumerate(self.transforms) if step.fold]
         if len(reductions) != 1:
             return False
@@ -258,52 +302,26 @@ class MergeMethod:
 
     def for_leaf(self, path: str) -> "MergeMethod":
         """The method, without rules, that decides the leaf at `path`."""
-        for glob, method in self.rules:
-            if matches(glob, path):
-                return method.for_leaf(path)
-        if self.rules:
+        if not self.rules:
+            return self
+        method = self._rules_by_path.find(path)
+        if method is None:
             raise errors.MergeError(
                 f"no rule of the partition covers the leaf {path!r}",
                 hint="give a default=",
                 path=path,
             )
-        return self
+        return method.for_leaf(path)
+
+    @functools.cached_property
+    def _rules_by_path(self) -> FirstMatch["MergeMethod"]:
+        return FirstMatch(self.rules)
+
+    @functools.cached_property
+    def views_by_path(self) -> FirstMatch[View]:
+        """`views`, to be looked up."""
+        return FirstMatch(self.views)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
         return f"{self.name}({arguments})"
-
-
-def recipe(make: Callable[P, MergeMethod]) -> Callable[P, MergeMethod]:
-    """Decorates a function that makes a merge method: records its name and arguments."""
-    signature = inspect.signature(make)
-
-    @functools.wraps(make)
-    def recorded(*args: P.args, **kwargs: P.kwargs) -> MergeMethod:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        made = make(*args, **kwargs)
-        return replace(made, name=make.__name__, parameters=dict(bound.arguments))
-
-    METHODS[make.__name__] = recorded
-    return recorded
-
-
-def checked(name: str, value: Any, low: float, high: float) -> None:
-    """Raises if a coefficient whose value is known lies outside [low, high]."""
-    if isinstance(value, tuple):
-        for one in value:
-            checked(name, one, low, high)
-    elif isinstance(value, (int, float)) and not low <= value <= high:
-        raise errors.MergeError(
-            f"{name}={value} is not between {low} and {high}",
-            hint=f"give {name} as a fraction" if high == 1 else None,
-        )
-
-
-def chosen(name: str, value: Any, *allowed: Any) -> None:
-    """Raises if an option is none of those allowed."""
-    if value not in allowed:
-        raise errors.MergeError(
-            f"{name}={value!r} is not an option", hint=f"one of {', '.join(map(repr, allowed))}"
-        )

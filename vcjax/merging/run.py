@@ -1,18 +1,23 @@
 """Running a method on leaves: what is compiled together, and what one after the other."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
 from vcjax.merging.mesh import on_any_mesh
 from vcjax.merging.method import Fold, MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Totals, Value
 
 
-def run(method: MergeMethod, stacks: list[Stack], dtype: Any = None) -> list[jax.Array]:
+def run(
+    method: MergeMethod, stacks: list[Stack], dtype: DTypeLike | None = None
+) -> list[jax.Array]:
     """Runs a method without rules on the leaves of a model.
 
     Steps with rounds see sums over all `stacks`, so these must be the whole model
@@ -28,7 +33,9 @@ def run(method: MergeMethod, stacks: list[Stack], dtype: Any = None) -> list[jax
     return [run_leaf(method.transforms, stack, dtype=kind) for stack, kind in pairs]
 
 
-def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[Any]) -> list[Any]:
+def run_rounds(
+    steps: tuple[Transform, ...], stacks: list[Stack], kinds: Sequence[DTypeLike]
+) -> list[Value]:
     """Step by step over all leaves, with the sums that steps ask for in between."""
     size = sum(stack.values[0].size for stack in stacks)
     stacks = [
@@ -36,7 +43,7 @@ def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[An
         for i, stack in enumerate(stacks)
     ]
     for step in steps:
-        totals: tuple[Any, ...] = ()
+        totals: Totals = ()
         for number in range(len(step.rounds)):
             parts = [run_round(step, stack, totals, number=number) for stack in stacks]
             totals = (*totals, jax.tree.map(lambda *x: sum(x[1:], x[0]), *parts))
@@ -44,7 +51,7 @@ def run_rounds(steps: tuple[Transform, ...], stacks: list[Stack], kinds: list[An
     return [stack.values[0].astype(kind) for stack, kind in zip(stacks, kinds, strict=True)]
 
 
-def run_folded(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Array:
+def run_folded(steps: tuple[Transform, ...], stack: Stack, dtype: DTypeLike) -> jax.Array:
     """One leaf, model by model."""
     state = start_fold(steps, stack)
     for i, value in enumerate(stack.values):
@@ -55,7 +62,7 @@ def run_folded(steps: tuple[Transform, ...], stack: Stack, dtype: Any) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnames="dtype")
 @on_any_mesh
-def run_leaf(steps: tuple[Transform, ...], stack: Stack, *, dtype: Any) -> jax.Array:
+def run_leaf(steps: tuple[Transform, ...], stack: Stack, *, dtype: DTypeLike) -> jax.Array:
     """All steps on one leaf, compiled once per method, shape and dtypes."""
     stack = cast(stack)
     for step in steps:
@@ -65,25 +72,25 @@ def run_leaf(steps: tuple[Transform, ...], stack: Stack, *, dtype: Any) -> jax.A
 
 @functools.partial(jax.jit, static_argnames="number")
 @on_any_mesh
-def run_round(step: Transform, stack: Stack, totals: tuple[Any, ...], *, number: int) -> Any:
+def run_round(step: Transform, stack: Stack, totals: Totals, *, number: int) -> PyTree:
     """One round of a whole-model step on one leaf."""
     return step.rounds[number](stack, totals)
 
 
 @jax.jit
 @on_any_mesh
-def run_step(step: Transform, stack: Stack, totals: tuple[Any, ...]) -> Stack:
+def run_step(step: Transform, stack: Stack, totals: Totals) -> Stack:
     """One step on one leaf."""
     return step.apply(stack, totals)
 
 
-def compute_dtype(*arrays: Any) -> Any:
+def compute_dtype(*arrays: ArrayLike) -> np.dtype:
     """The dtype that leaves are merged in: float32, wider if any of them is."""
     kinds = [jnp.asarray(x).dtype for x in arrays]
     return jnp.result_type(jnp.float32, *(kind for kind in kinds if not _is_narrow(kind)))
 
 
-def _is_narrow(kind: Any) -> bool:
+def _is_narrow(kind: np.dtype) -> bool:
     """Whether float32 holds every number of a dtype; JAX promotes none of the 8-bit ones."""
     return jnp.issubdtype(kind, jnp.floating) and kind.itemsize < 4
 
@@ -113,7 +120,7 @@ def split(
     return before, reduction, steps[at + 1 :]
 
 
-def start_fold(steps: tuple[Transform, ...], stack: Stack) -> Any:
+def start_fold(steps: tuple[Transform, ...], stack: Stack) -> PyTree:
     """The accumulators of a leaf before any model, placed as the leaf is."""
     arrays = stack.values if stack.base is None else (*stack.values, stack.base)
     like = stack.values[0]
@@ -124,7 +131,7 @@ def start_fold(steps: tuple[Transform, ...], stack: Stack) -> Any:
 
 @functools.partial(jax.jit, donate_argnames="state")
 @on_any_mesh
-def fold_leaf(steps: tuple[Transform, ...], state: Any, stack: Stack) -> Any:
+def fold_leaf(steps: tuple[Transform, ...], state: PyTree, stack: Stack) -> PyTree:
     """The accumulators of a leaf with one more model; those given are used up."""
     before, reduction, _ = split(steps)
     stack = cast(stack)
@@ -135,7 +142,9 @@ def fold_leaf(steps: tuple[Transform, ...], state: Any, stack: Stack) -> Any:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 @on_any_mesh
-def finish_leaf(steps: tuple[Transform, ...], state: Any, base: Any, *, dtype: Any) -> jax.Array:
+def finish_leaf(
+    steps: tuple[Transform, ...], state: PyTree, base: Value | None, *, dtype: DTypeLike
+) -> jax.Array:
     """The merged leaf of its accumulators."""
     _, reduction, after = split(steps)
     value = reduction.finish(state)

@@ -243,7 +243,7 @@ class _Execution:
         return Stack(
             values=loaded.values,
             base=loaded.base,
-            weights=np.asarray(job.weights, jax.dtypes.canonicalize_dtype(np.float64)),
+            weights=_weights(job),
             seed=loaded.extra.get("seed"),
             row=np.uint32(loaded.row),
             **given,
@@ -260,7 +260,7 @@ class _Execution:
 
     def _fold(self, loaded: _Loaded) -> Any:
         job, state, number = loaded.job, loaded.extra["state"], loaded.extra["number"]
-        stack = self._stack(loaded)
+        stack = self._stack(loaded, view=leaf_view(job.method, job.path, job.spec.shape))
         one = replace(
             stack,
             weights=stack.weights[number : number + 1],
@@ -280,7 +280,7 @@ class _Execution:
     def _whole_stack(self, loaded: _Loaded, **given: Any) -> Stack:
         job = loaded.job
         statistics = None if job.statistics is None else tuple(map(jnp.asarray, job.statistics))
-        view = leaf_view(job.method, job.path, loaded.values[0])
+        view = leaf_view(job.method, job.path, job.spec.shape)
         return self._stack(loaded, statistics=statistics, view=view, **given)
 
     def _merge_whole(self, loaded: _Loaded) -> Any:
@@ -311,6 +311,11 @@ class _Execution:
     def _merge_by_rounds(self, loaded: _Loaded) -> Any:
         stack = self._stack_after(loaded, len(loaded.job.method.transforms))
         return stack.values[0].astype(_result_dtype(loaded.job))
+
+
+def _weights(job: Job) -> Any:
+    """On the host: compiled functions put them where the leaf is."""
+    return np.asarray(job.weights, jax.dtypes.canonicalize_dtype(np.float64))
 
 
 def _load_copy(job: Job) -> Iterator[_Loaded]:

@@ -72,8 +72,7 @@ class Job:
     @cached_property
     def is_merged(self) -> bool:
         """Whether it is of numbers that have a mean; else the first model's is taken."""
-        spec = self.inputs[0].spec
-        return not spec.is_value and tree.is_inexact(spec.dtype)
+        return self.inputs[0].spec.has_mean
 
     @cached_property
     def rounds(self) -> int:

@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from vcjax import merging, tree
-from vcjax.errors import MergeError, StructureError, VcjaxError
+from vcjax.errors import MergeError, VcjaxError
 from vcjax.formats.sharded import SHARD_BYTES
 from vcjax.history import LeafEntry
-from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
+from vcjax.merging.inputs import (
+    check_alike,
+    check_complex,
+    check_globs,
+    check_inputs,
+    host_weights,
+    leaf_statistics,
+    statistics_by_path,
+)
 from vcjax.merging.records import record_of_key, record_of_weights
 from vcjax.objects import ObjectStore
 from vcjax.streaming.destination import (
@@ -45,7 +53,7 @@ class Merge:
     weights: Any = None
     key: Any = None
     dtype: str | None = None
-    statistics: Sequence[Mapping[str, Any]] | None = None
+    statistics: Sequence[Any] | None = None
 
     def jobs(self) -> list[Job]:
         """One for every leaf, in the order of the first model's file; whole-model methods' last.
@@ -63,12 +71,12 @@ class Merge:
             raise MergeError("there is no model to merge", hint="give at least one")
         given = base is not None
         check_inputs(method, len(models), given, self.weights, self.statistics, self.key)
-        for number, other in enumerate(models[1:], start=2):
-            _check_alike(models[0], other, f"model {number}")
-        if base is not None:
-            _check_alike(models[0], base, "the base")
+        others = {f"model {number}": model for number, model in enumerate(models[1:], start=2)}
+        for who, other in (others | ({"the base": base} if base else {})).items():
+            check_alike(models[0].specs, other.specs, who, (models[0].name, other.name))
         paths = order(models[0])
         check_globs(method, self.weights, paths)
+        statistics = statistics_by_path(self.statistics, paths)
         jobs = []
         for path in paths:
             inputs = tuple(model.leaves[path] for model in models)
@@ -78,8 +86,8 @@ class Merge:
                 inputs,
                 base.leaves[path] if base is not None else None,
                 method.for_leaf(path),
-                weights_of(self.weights, path, len(models)),
-                self._statistics_of(path),
+                host_weights(self.weights, path, len(models)),
+                leaf_statistics(statistics, path),
             )
             if job.is_merged:
                 check_complex(job.method, path, [leaf.data for leaf in job.leaves])
@@ -89,12 +97,6 @@ class Merge:
         place = {path: number for number, path in enumerate(models[0].leaves)}
         jobs.sort(key=lambda job: place[job.path] if job.rounds else -1)
         return jobs
-
-    def _statistics_of(self, path: str) -> tuple[Any, ...] | None:
-        found = [numbers[path] for numbers in self.statistics or () if path in numbers]
-        if found and len(found) != len(self.models):
-            raise MergeError(f"statistics of {path!r} are missing in some models", path=path)
-        return tuple(found) or None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,6 +109,7 @@ class Merge:
             key=record_of_key(self.key),
             dtype=self.dtype,
             statistics=None if self.statistics is None else secrets.token_hex(16),
+            **unrepeatable(self.method),
         )
 
     @property
@@ -126,6 +129,11 @@ class Merge:
             "key": record_of_key(self.key),
             "dtype": self.dtype,
         }
+
+
+def unrepeatable(method: merging.MergeMethod) -> dict[str, str]:
+    """What sets a merge apart from all others if its method's record is not all of the method."""
+    return {} if method.can_be_made_again else {"once": secrets.token_hex(16)}
 
 
 def to_store(merge: Merge, objects: ObjectStore, progress: Progress | None) -> StoreOutput:
@@ -177,27 +185,5 @@ def _check_dtype(name: str) -> None:
         )
 
 
-def _check_alike(first: Model, other: Model, who: str) -> None:
-    ours, theirs = first.leaves, other.leaves
-    problems = [f"{path}: not in {who}" for path in ours if path not in theirs]
-    problems += [f"{path}: in {who} only" for path in theirs if path not in ours]
-    for path in ours.keys() & theirs.keys():
-        a, b = ours[path].spec, theirs[path].spec
-        if a.shape != b.shape:
-            problems.append(f"{path}: {list(a.shape)} in model 1, {list(b.shape)} in {who}")
-        elif _has_mean(a) != _has_mean(b):
-            problems.append(f"{path}: floating point in only one of model 1 and {who}")
-    if problems:
-        raise StructureError(
-            f"{first.name} and {other.name} cannot be merged leaf by leaf",
-            problems=sorted(problems),
-            hint="merge models of the same leaf paths and shapes",
-        )
-
-
-def _has_mean(spec: tree.LeafSpec) -> bool:
-    return not spec.is_value and tree.is_inexact(spec.dtype)
-
-
 def _result_spec(spec: tree.LeafSpec, dtype: str | None) -> tree.LeafSpec:
-    return replace(spec, dtype=dtype) if dtype is not None and _has_mean(spec) else spec
+    return replace(spec, dtype=dtype) if dtype is not None and spec.has_mean else spec

@@ -48,6 +48,11 @@ class Model:
         """{leaf path: leaf}."""
         return tree.leaf_dict(self.root)
 
+    @cached_property
+    def specs(self) -> dict[str, tree.LeafSpec]:
+        """{leaf path: spec}."""
+        return {path: leaf.spec for path, leaf in self.leaves.items()}
+
 
 def of_commit(
     commit: Commit, manifest: Manifest, objects: ObjectStore, name: str | None = None

@@ -247,7 +247,7 @@ def _only(stack: Stack, i: int) -> Stack:
     return replace(stack, values=(stack.values[i],), **given)
 
 
-def _of_model(states: Any, i: int) -> Any:
+def _of_model(states: Any, i: Any) -> Any:
     """The part of one model of what per-model steps have found."""
     return jax.tree.map(lambda x: x[i : i + 1], states)
 

@@ -8,7 +8,13 @@ from vcjax.errors import ConflictError, MergeError
 from vcjax.history import LeafEntry, MergeRequest
 from vcjax.merging import MergeMethod
 from vcjax.merging.config import as_method
-from vcjax.merging.inputs import check_complex, check_globs, check_inputs, weights_of
+from vcjax.merging.inputs import (
+    check_complex,
+    check_count,
+    check_globs,
+    check_needs,
+    host_weights,
+)
 from vcjax.merging.records import key_of_record, weights_of_record
 from vcjax.objects import ObjectStore
 from vcjax.streaming.destination import fingerprint, run_into_store
@@ -100,13 +106,11 @@ def plan_jobs(
         )
     weights, key = weights_of_record(request.weights), key_of_record(request.key)
     models = len(request.commits)
-    fewest, most = method.models
-    count = max(fewest, min(models, most or models))  # leaf by leaf below
-    check_inputs(method, count, method.needs_base, weights, None, key)
+    check_needs(method, method.needs_base, weights, None, key)
     check_globs(method, weights, list(conflicts))
     taken = {path: _participants(path, d, method) for path, d in conflicts.items()}
     jobs = [
-        _job(path, d, taken[path], method, weights_of(weights, path, models), objects)
+        _job(path, d, taken[path], method, host_weights(weights, path, models), objects)
         for path, d in conflicts.items()
     ]
     record = merging.to_config(method)
@@ -141,15 +145,8 @@ def _participants(path: str, decision: Decision, method: MergeMethod) -> tuple[i
                     path=path,
                 )
         sides = tuple(range(len(decision.sides)))
-    fewest, most = method.for_leaf(path).models
-    if len(sides) < fewest or (most is not None and len(sides) > most):
-        limit = f"exactly {fewest}" if fewest == most else f"at least {fewest}"
-        raise MergeError(
-            f"{method.for_leaf(path).name} takes {limit} model{'s' * (fewest != 1)}, and "
-            f"{len(sides)} sides changed {path!r}",
-            hint="merge two at a time, or settle this leaf by a rule",
-            path=path,
-        )
+    changed = f", and {len(sides)} sides changed {path!r}"
+    check_count(method.for_leaf(path), len(sides), changed, path=path)
     return sides
 
 

@@ -1,6 +1,5 @@
 """Conflicts of a merge: which a side settles, and what is said of the others."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +35,6 @@ def as_pairs(resolve: Rules | None) -> tuple[tuple[str, str], ...]:
         return (("**", resolve),)
     pairs = resolve.items() if isinstance(resolve, Mapping) else resolve or ()
     return tuple((str(glob), str(side)) for glob, side in pairs)
-
-
-def exactly(path: str) -> str:
-    """The glob that matches a leaf path alone, and what is below it."""
-    return re.sub(r"[*?\[]", lambda mark: f"[{mark[0]}]", path)
 
 
 def explain(decision: Decision, sides: Sequence[str] = SIDES) -> str:
@@ -99,11 +93,11 @@ def chosen_sides(
     Raises:
         MergeError: an unknown side, or no base to take.
     """
-    rules = _RuleBook(check_rules(resolve, names))
+    rules = tree.FirstMatch(check_rules(resolve, names))
     sides = side_names(names)
     chosen = {}
     for path, decision in plan.conflicts.items():
-        side = rules.side(path)
+        side = rules.find(path)
         if side == "base":
             chosen[path] = Choice(decision.base, ())
         elif side in sides:
@@ -129,33 +123,8 @@ def left_to_method(plan: MergePlan, resolve: Rules | None) -> list[str]:
     """
     pairs = as_pairs(resolve)
     wanted = "method" if any(side == "method" for _, side in pairs) else None
-    rules = _RuleBook(pairs)
-    return [path for path in plan.conflicts if rules.side(path) == wanted]
-
-
-class _RuleBook:
-    """Rules by which a leaf is found quickly: many are the path of one leaf."""
-
-    def __init__(self, rules: Sequence[tuple[str, str]]):
-        self._plain: dict[str, tuple[int, str]] = {}
-        self._globs: list[tuple[int, re.Pattern[str], str]] = []
-        for at, (glob, side) in enumerate(rules):
-            if any(mark in glob for mark in "*?["):
-                self._globs.append((at, tree.pattern(glob), side))
-            else:
-                self._plain.setdefault(glob, (at, side))
-
-    def side(self, path: str) -> str | None:
-        """The side that the first rule that matches names; None if no rule does."""
-        above = [path[:at] for at, mark in enumerate(path) if mark == "/"]
-        plain = [self._plain[name] for name in (path, *above) if name in self._plain]
-        first, side = min(plain, default=(len(self._plain) + len(self._globs), None))
-        for at, glob, other in self._globs:
-            if at > first:
-                break
-            if glob.match(path):
-                return other
-        return side
+    rules = tree.FirstMatch(pairs)
+    return [path for path in plan.conflicts if rules.find(path) == wanted]
 
 
 def has_base(decision: Decision) -> bool:
@@ -211,5 +180,4 @@ def takes_first(decision: Decision) -> bool:
     """
     if decision.verdict != "conflict":
         return False
-    spec = decision.sides[decision.changed[0]].spec
-    return spec.is_value or not tree.is_inexact(spec.dtype)
+    return not decision.sides[decision.changed[0]].spec.has_mean

@@ -47,9 +47,7 @@ def size_of(decision: Decision, objects: ObjectStore) -> ConflictSize:
 
 
 def _has_numbers(node: Any) -> bool:
-    return (
-        isinstance(node, LeafEntry) and not node.spec.is_value and tree.is_inexact(node.spec.dtype)
-    )
+    return isinstance(node, LeafEntry) and node.spec.has_mean
 
 
 def _alike(one: LeafEntry, other: LeafEntry) -> bool:

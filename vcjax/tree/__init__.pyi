@@ -8,8 +8,13 @@ from .fit import check as check
 from .fit import target_spec as target_spec
 from .flattening import flatten as flatten
 from .flattening import key_of as key_of
+from .globs import CROSSES as CROSSES
+from .globs import FirstMatch as FirstMatch
+from .globs import exactly as exactly
+from .globs import matches as matches
 from .globs import pattern as pattern
 from .globs import select as select
+from .globs import unmatched as unmatched
 from .lazy import Excerpt as Excerpt
 from .lazy import LazyArray as LazyArray
 from .lazy import bounds as bounds

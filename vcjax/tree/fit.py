@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import dtypes
@@ -20,7 +21,7 @@ _COMPARED = 1000  # a comparison takes about 50 µs, and a tree may have 100,000
 
 def check(
     stored: Mapping[str, LeafSpec],
-    targets: Mapping[str, Any],
+    targets: Mapping[str, PyTree],
     *,
     strict: bool,
     name: str = "like=",
@@ -73,12 +74,12 @@ def _close(path: str, candidates: Sequence[str]) -> str:
     return ""
 
 
-def _describe(target: Any) -> str:
+def _describe(target: PyTree) -> str:
     spec = target_spec(target)
     return str(spec) if spec else f"a {type(target).__qualname__}"
 
 
-def mismatch(stored: LeafSpec, target: Any, name: str = "like=") -> str | None:
+def mismatch(stored: LeafSpec, target: PyTree, name: str = "like=") -> str | None:
     """Why a leaf cannot be restored into `target`, or None if it can."""
     wanted = target_spec(target)
     if wanted is None:
@@ -102,7 +103,7 @@ def _fits(stored: LeafSpec, wanted: LeafSpec) -> bool:
     return dtypes.rank(stored.dtype) <= dtypes.rank(wanted.dtype)
 
 
-def target_spec(target: Any) -> LeafSpec | None:
+def target_spec(target: PyTree) -> LeafSpec | None:
     """What a leaf of a `like=` tree asks for; None if that can be no leaf.
 
     Anything with a shape and a dtype is an array target, and a `jax.Array` one
@@ -126,7 +127,7 @@ def target_spec(target: Any) -> LeafSpec | None:
 
 
 @lru_cache
-def _key_spec(shape: tuple[int, ...], dtype: Any) -> LeafSpec | None:
+def _key_spec(shape: tuple[int, ...], dtype: DTypeLike) -> LeafSpec | None:
     name = key_dtype(dtype)
     if name is None:
         return None

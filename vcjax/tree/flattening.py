@@ -12,8 +12,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from flax.core import FrozenDict
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import flax
@@ -34,7 +36,7 @@ _MAPPINGS: dict[type, str] = {
 _LEAF_TYPES = frozenset((np.ndarray, *PYTHON_TYPES))
 
 
-def flatten(tree: Any, *, spanning: bool = False) -> Node | Leaf:
+def flatten(tree: PyTree, *, spanning: bool = False) -> Node | Leaf:
     """Takes a PyTree apart. Data are neither copied nor moved.
 
     Nodes are whatever `jax.tree_util` takes for nodes, and None. An nnx Module,
@@ -68,7 +70,7 @@ def flatten(tree: Any, *, spanning: bool = False) -> Node | Leaf:
     return root
 
 
-def _flatten(tree: Any, path: str | None) -> Node | Leaf:
+def _flatten(tree: PyTree, path: str | None) -> Node | Leaf:
     if tree is None:
         return Node("none")
     if isinstance(tree, jax.Array) or type(tree) in _LEAF_TYPES:
@@ -84,14 +86,14 @@ def _flatten(tree: Any, path: str | None) -> Node | Leaf:
     return _flatten_registered(tree, path)
 
 
-def _flatten_variable(variable: Any, path: str | None) -> Node | Leaf:
+def _flatten_variable(variable: nnx.Variable, path: str | None) -> Node | Leaf:
     value, name = flax.variable_value(variable), flax.variable_type(variable)
     if flax.is_plain(value):
         return make_leaf(value, path or "", name)
     return Node("custom", ("value",), (_flatten(value, join(path, "value")),), name)
 
 
-def _flatten_mapping(kind: str, tree: Mapping[Any, Any], path: str | None) -> Node:
+def _flatten_mapping(kind: str, tree: Mapping[Key, PyTree], path: str | None) -> Node:
     keys = [_check_key(key, path) for key in tree]
     if kind != "ordereddict":
         try:
@@ -122,7 +124,7 @@ def _check_key(key: Any, path: str | None) -> Key:
     return key
 
 
-def _flatten_registered(tree: Any, path: str | None) -> Node | Leaf:
+def _flatten_registered(tree: PyTree, path: str | None) -> Node | Leaf:
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
     if len(pairs) == 1 and not pairs[0][0]:
         return make_leaf(tree, path or "")

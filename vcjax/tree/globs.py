@@ -1,21 +1,92 @@
-"""Leaf path globs: THE rules for patterns of leaf paths, for everybody."""
+"""Leaf path globs: THE rules for patterns of leaf paths, for everybody.
 
+`*` and `?` stay within a segment, `**` crosses segments, `[a-z]` and `[!a-z]` are one
+character. A glob without wildcards also matches everything below it, so
+"params/encoder" is the whole encoder. Paths are those of `vcjax.tree.spec`: a `/`
+within a key is written `%2F`.
+"""
+
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from vcjax import errors
 
+T = TypeVar("T")
+
 _NOT = ("!", "^")
+_WILDCARDS = re.compile(r"[*?\[]")
+
+CROSSES = "`**` crosses `/`, `*` does not, and a `/` within a key is written `%2F`"
+"""What to tell whoever wrote a glob that matches nothing."""
 
 
 def matches(glob: str, path: str) -> bool:
-    """Whether a leaf path glob covers a leaf; rules of one leaf each are told quickly."""
-    if glob in ("**", path):
-        return True
-    if not any(mark in glob for mark in "*?["):
-        return path.startswith(f"{glob}/")
+    """Whether a leaf path glob covers a leaf."""
     return bool(pattern(glob).match(path))
+
+
+def exactly(path: str) -> str:
+    """The glob that matches a leaf path alone, and what is below it."""
+    # A glob with wildcards would not match what is below of itself.
+    return f"{_WILDCARDS.sub(lambda mark: f'[{mark[0]}]', path)}/**" if _is_wild(path) else path
+
+
+def unmatched(globs: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """The globs that match none of the leaf paths."""
+    names = list(paths)
+    known = {above for name in names for above in (name, *_above(name))}
+    return [
+        glob
+        for glob in globs
+        if not (any(map(pattern(glob).match, names)) if _is_wild(glob) else glob in known)
+    ]
+
+
+class FirstMatch(Generic[T]):
+    """Rules of which the first whose glob matches a leaf path counts.
+
+    Many rules are the path of one leaf each, and so are looked up, not tried in turn.
+
+    Args:
+        rules: (leaf path glob, what it says), in the order in which they count.
+
+    Example:
+        >>> rules = FirstMatch([("head/*", 1), ("**", 2)])
+        >>> rules.find("head/kernel"), rules.find("body/kernel")
+        (1, 2)
+    """
+
+    def __init__(self, rules: Iterable[tuple[str, T]]):
+        self._plain: dict[str, tuple[int, T]] = {}
+        self._globs: list[tuple[int, re.Pattern[str], T]] = []
+        for at, (glob, value) in enumerate(rules):
+            if _is_wild(glob):
+                self._globs.append((at, pattern(glob), value))
+            else:
+                self._plain.setdefault(glob, (at, value))
+
+    def find(self, path: str) -> T | None:
+        """What the first rule that matches says; None if no rule does."""
+        names = (path, *_above(path))
+        plain = (self._plain[name] for name in names if name in self._plain)
+        first, value = min(plain, key=lambda rule: rule[0], default=(None, None))
+        for at, glob, other in self._globs:
+            if first is not None and at > first:
+                break
+            if glob.match(path):
+                return other
+        return value
+
+
+def _is_wild(glob: str) -> bool:
+    return _WILDCARDS.search(glob) is not None
+
+
+def _above(path: str) -> list[str]:
+    """The paths of the nodes that a leaf is in, but for the root."""
+    return [path[:at] for at, mark in enumerate(path) if mark == "/"]
 
 
 def _character_class(body: str) -> str:
@@ -35,13 +106,10 @@ def _character_class(body: str) -> str:
     return f"(?!/)[{'^' if negated else ''}{''.join(parts)}]"
 
 
+@functools.lru_cache(4096)
 def pattern(glob: str) -> re.Pattern[str]:
-    """A compiled leaf-path glob: `*` within a segment, `**` across segments, `?`, `[a-z]`.
-
-    A pattern without wildcards also matches everything below it, so
-    "params/encoder" selects the whole encoder.
-    """
-    if not re.search(r"[*?\[]", glob):
+    """A compiled leaf path glob, which `match`es the whole of a path."""
+    if not _is_wild(glob):
         return re.compile(re.escape(glob) + r"(?:/.*)?\Z", re.S)
     out, i = [], 0
     while i < len(glob):
@@ -69,7 +137,9 @@ def pattern(glob: str) -> re.Pattern[str]:
     return re.compile("".join(out) + r"\Z", re.S)
 
 
-def select(paths: Mapping[str, Any] | list[str], globs: str | Sequence[str] | None) -> list[str]:
+def select(
+    paths: Iterable[str] | Mapping[str, object], globs: Sequence[str] | str | None
+) -> list[str]:
     """The leaf paths that match any of `globs` (all of them if `globs` is None).
 
     Raises:
@@ -78,14 +148,10 @@ def select(paths: Mapping[str, Any] | list[str], globs: str | Sequence[str] | No
     names = list(paths)
     if globs is None:
         return names
-    chosen: set[str] = set()
-    for glob in [globs] if isinstance(globs, str) else globs:
-        expression = pattern(glob)
-        hits = [name for name in names if expression.match(name)]
-        if not hits:
-            raise errors.TreeError(
-                f"no leaf path matches {glob!r}",
-                hint="`vcjax ls REV` lists the leaf paths; `**` crosses `/`, `*` does not",
-            )
-        chosen.update(hits)
-    return [name for name in names if name in chosen]
+    wanted = [globs] if isinstance(globs, str) else list(globs)
+    for glob in unmatched(wanted, names):
+        raise errors.TreeError(
+            f"no leaf path matches {glob!r}", hint=f"`vcjax ls REV` lists the leaf paths; {CROSSES}"
+        )
+    chosen = FirstMatch((glob, True) for glob in wanted)
+    return [name for name in names if chosen.find(name)]

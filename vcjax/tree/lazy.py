@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from vcjax import errors
 from vcjax.tree import dtypes
@@ -43,7 +43,7 @@ class LazyArray:
         """Size of the array in host memory, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         array = self.read()
         if array.shape != self.shape or dtypes.dtype_name(array.dtype) != dtypes.dtype_name(
             self.dtype

@@ -8,6 +8,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import dtypes
@@ -39,7 +41,7 @@ class Leaf:
         return isinstance(self.data, LazyArray)
 
 
-def make_leaf(value: Any, path: str = "", variable: str | None = None) -> Leaf:
+def make_leaf(value: PyTree, path: str = "", variable: str | None = None) -> Leaf:
     """The leaf for one value of a tree. Nothing is copied or moved between devices.
 
     Args:
@@ -83,7 +85,7 @@ def _jax_leaf(value: jax.Array, path: str, variable: str | None) -> Leaf:
 
 
 @lru_cache  # tracing takes 0.5 ms, and a tree may hold hundreds of keys
-def key_dtype(dtype: Any) -> str | None:
+def key_dtype(dtype: DTypeLike) -> str | None:
     """ "key<IMPL>" for the dtype of typed PRNG keys; None for all other dtypes."""
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return None
@@ -98,7 +100,7 @@ def key_dtype(dtype: Any) -> str | None:
     return f"key<{found[0]}>" if isinstance(found[0], str) else None
 
 
-def _refuse(value: Any, path: str) -> None:
+def _refuse(value: object, path: str) -> None:
     """Raises if `value` is neither a usable JAX array, a NumPy array nor a NumPy scalar."""
     problem = _problem(value)
     if problem:
@@ -106,7 +108,7 @@ def _refuse(value: Any, path: str) -> None:
         raise errors.UnsupportedLeafError(f"leaf {path!r} is {what}", hint=hint, path=path)
 
 
-def _problem(value: Any) -> tuple[str, str] | None:
+def _problem(value: object) -> tuple[str, str] | None:
     """What `value` is and what to do about it, or None if its data can be read."""
     if isinstance(value, jax.core.Tracer):
         return "a tracer: it has no value yet", "commit outside of jax.jit, grad and vmap"
@@ -164,7 +166,7 @@ def refuse_spanning(leaf: Leaf, path: str) -> None:
         )
 
 
-def is_spanning(data: Any) -> bool:
+def is_spanning(data: object) -> bool:
     """Whether the data of a leaf are a `jax.Array` on the devices of several processes."""
     return isinstance(data, jax.Array) and not data.is_fully_addressable
 
@@ -201,7 +203,10 @@ def canonical(leaf: Leaf, region: tuple[slice, ...] | None = None) -> np.ndarray
     return dtypes.normalise(np.asarray(array, order="C"))
 
 
-def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
+def _fetched(
+    data: jax.Array | np.ndarray | np.generic | LazyArray | Excerpt,
+    region: tuple[slice, ...] | None,
+) -> np.ndarray:
     """The data, or a region of them, in host memory."""
     if isinstance(data, Excerpt):
         return data.part(region)
@@ -217,7 +222,7 @@ def _fetched(data: Any, region: tuple[slice, ...] | None) -> np.ndarray:
 _slice = jax.jit(jax.lax.dynamic_slice, static_argnums=2)
 
 
-def is_remote(data: Any) -> bool:
+def is_remote(data: object) -> bool:
     """Whether the data of a leaf are in the memory of an accelerator, or of several devices."""
     if not isinstance(data, jax.Array):
         return False

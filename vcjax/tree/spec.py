@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vcjax import errors
+from vcjax.tree import dtypes
 
 Key = str | int | float | bool | bytes | tuple["Key", ...]
 """What may be a key of a dict in a tree."""
@@ -58,6 +59,15 @@ class LeafSpec:
         """Whether the leaf is a Python value and not an array."""
         return self.home == "python"
 
+    @property
+    def has_mean(self) -> bool:
+        """Whether merges average it: floating point and complex arrays, and nothing else.
+
+        Step counters, masks, PRNG keys and text have no mean; plain Python values are
+        settings, and stay what they are.
+        """
+        return not self.is_value and dtypes.is_inexact(self.dtype)
+
     def __str__(self) -> str:
         if self.is_value:
             return self.dtype
@@ -100,12 +110,12 @@ def unescape(segment: str) -> str:
     return segment.replace("%2F", "/").replace("%25", "%")
 
 
-def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
+def iter_leaves(root: object, prefix: str | None = None) -> Iterator[tuple[str, Any]]:
     """All leaves below `root` as (leaf path, payload), in tree order.
 
     The path of a tree that is a single leaf is the empty string.
     """
-    stack: list[tuple[str | None, Any]] = [(prefix, root)]
+    stack: list[tuple[str | None, object]] = [(prefix, root)]
     while stack:
         path, node = stack.pop()
         if not isinstance(node, Node):
@@ -115,7 +125,7 @@ def iter_leaves(root: Any, prefix: str | None = None) -> Iterator[tuple[str, Any
             stack.append((join(path, key), child))
 
 
-def leaf_dict(root: Any) -> dict[str, Any]:
+def leaf_dict(root: object) -> dict[str, Any]:
     """All leaves below `root` as {leaf path: payload}.
 
     Raises:
@@ -133,7 +143,7 @@ def leaf_dict(root: Any) -> dict[str, Any]:
     return leaves
 
 
-def map_leaves(function: Callable[[str, Any], Any], root: Any, path: str | None = None) -> Any:
+def map_leaves(function: Callable[[str, Any], Any], root: object, path: str | None = None) -> Any:
     """The same tree with every payload replaced by `function(path, payload)`."""
     if not isinstance(root, Node):
         return function(path or "", root)

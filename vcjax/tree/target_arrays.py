@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import dtypes
@@ -15,7 +16,7 @@ from vcjax.tree.spec import LeafSpec
 from vcjax.tree.unflattening import wrap_key
 
 
-def place(leaf: Leaf, target: Any, path: str = "") -> Any:
+def place(leaf: Leaf, target: PyTree, path: str = "") -> Any:
     """The leaf's value as `target` is: its type, its dtype and its sharding.
 
     Args:
@@ -54,7 +55,7 @@ Box = tuple[tuple[int, int], ...]
 """A part of an array: (start, stop) along each axis."""
 
 
-def own_boxes(target: Any, path: str = "") -> list[Box] | None:
+def own_boxes(target: PyTree, path: str = "") -> list[Box] | None:
     """The distinct parts of a target that devices of this process are to hold.
 
     None where those are all of it, so that `place` serves.
@@ -66,22 +67,23 @@ def own_boxes(target: Any, path: str = "") -> list[Box] | None:
     return list(dict.fromkeys(_box(index, target.shape) for index in indices))
 
 
-def spans_processes(target: Any, path: str = "") -> bool:
+def spans_processes(target: PyTree, path: str = "") -> bool:
     """Whether a target lies on the devices of several processes."""
     return _spanning(target, path) is not None
 
 
-def _spanning(target: Any, path: str) -> Sharding | None:
+def _spanning(target: PyTree, path: str) -> Sharding | None:
     sharding = _sharding(target, path)
     return None if sharding is None or sharding.is_fully_addressable else sharding
 
 
-def _box(index: Any, shape: tuple[int, ...]) -> Box:
+def _box(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
+    assert index is not None, "devices of this process hold a part each"
     return tuple(part.indices(length)[:2] for part, length in zip(index, shape, strict=True))
 
 
 def place_boxes(
-    spec: LeafSpec, boxes: dict[Box, np.ndarray], target: Any, path: str = ""
+    spec: LeafSpec, boxes: dict[Box, np.ndarray], target: PyTree, path: str = ""
 ) -> jax.Array:
     """A leaf as `target` is, from the parts of it that this process is to hold.
 
@@ -128,7 +130,7 @@ def _cast(leaf: Leaf, dtype: np.dtype) -> Any:
         return host_array(leaf).astype(dtype)
 
 
-def _sharding(target: Any, path: str) -> Sharding | None:
+def _sharding(target: PyTree, path: str) -> Sharding | None:
     """Where to put the array; None for the default device, uncommitted."""
     if isinstance(target, jax.Array) and not target.committed:
         return None
@@ -145,7 +147,7 @@ def _sharding(target: Any, path: str) -> Sharding | None:
     return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
-def _to_device(data: Any, sharding: Sharding | None) -> jax.Array:
+def _to_device(data: np.ndarray | jax.Array, sharding: Sharding | None) -> jax.Array:
     # The target may have 64 bits; then cutting to 32 as the present setting would is wrong.
     with jax.enable_x64(True) if _is_cut(data.dtype) else nullcontext():
         return _put(data, sharding)
@@ -155,7 +157,7 @@ def _is_cut(dtype: np.dtype) -> bool:
     return jax.dtypes.canonicalize_dtype(dtype) != dtype
 
 
-def _put(data: Any, sharding: Sharding | None) -> jax.Array:
+def _put(data: np.ndarray | jax.Array, sharding: Sharding | None) -> jax.Array:
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(data, sharding)
     # device_put would have all processes compare their data, by a collective for each leaf.

@@ -7,21 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import flax
 from vcjax.tree.fit import check
 from vcjax.tree.flattening import key_of
-from vcjax.tree.spec import join, leaf_dict
+from vcjax.tree.leaf import Leaf
+from vcjax.tree.spec import Node, join, leaf_dict
 from vcjax.tree.target_arrays import place
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tree to restore into, taken apart by leaf path.
+    """A tree taken apart by leaf path, to be put together with other leaves.
 
-    Having the targets before any data are read lets a restore fail early, and
-    lets it place each leaf as soon as that is read.
+    A restore that has the targets before any data are read can fail early, and
+    place each leaf as soon as that is read; a merge rebuilds the first model.
 
     Attributes:
         targets: the leaves of the tree (arrays, `jax.ShapeDtypeStruct`s, plain
@@ -33,7 +35,7 @@ class Template:
     build: Callable[[Mapping[str, Any]], Any]
 
 
-def template(like: Any) -> Template:
+def template(like: PyTree) -> Template:
     """Takes `like` apart so that it can be rebuilt with other leaves.
 
     The static parts of `like` (functions in a TrainState, Variable metadata,
@@ -49,7 +51,7 @@ def template(like: Any) -> Template:
 _Build = Callable[[Mapping[str, Any]], Any]
 
 
-def _open(tree: Any, path: str | None, targets: dict[str, Any]) -> _Build:
+def _open(tree: PyTree, path: str | None, targets: dict[str, PyTree]) -> _Build:
     """Adds the leaves of `tree` to `targets` and returns how to put it together."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=flax.is_nnx)
     builds = []
@@ -61,7 +63,7 @@ def _open(tree: Any, path: str | None, targets: dict[str, Any]) -> _Build:
     return lambda leaves: treedef.unflatten([build(leaves) for build in builds])
 
 
-def _open_one(value: Any, path: str | None, targets: dict[str, Any]) -> _Build:
+def _open_one(value: PyTree, path: str | None, targets: dict[str, PyTree]) -> _Build:
     if flax.is_variable(value):
         inner = flax.variable_value(value)
         below = path if flax.is_plain(inner) else join(path, "value")
@@ -73,12 +75,16 @@ def _open_one(value: Any, path: str | None, targets: dict[str, Any]) -> _Build:
         return lambda leaves: nnx.merge(graphdef, build_state(leaves))
     name = path or ""
     if name in targets:
-        raise errors.TreeError(f"two leaves of like= have the path {name!r}", path=name)
+        raise errors.TreeError(
+            f"two leaves have the path {name!r}",
+            path=name,
+            hint="give the keys of that container different string forms",
+        )
     targets[name] = value
     return lambda leaves: leaves[name]
 
 
-def unflatten_like(root: Any, like: Any, *, strict: bool = True) -> Any:
+def unflatten_like(root: Node | Leaf, like: PyTree, *, strict: bool = True) -> Any:
     """Puts a tree together with exactly the structure, types and shardings of `like`.
 
     Leaves are matched by leaf path, so a FrozenDict restores into a dict and
@@ -109,7 +115,7 @@ def unflatten_like(root: Any, like: Any, *, strict: bool = True) -> Any:
     )
 
 
-def abstract(tree: Any) -> Any:
+def abstract(tree: PyTree) -> Any:
     """The same tree with arrays as `jax.ShapeDtypeStruct`s, committed shardings included.
 
     Serves as `like=` once the arrays themselves are gone. NumPy scalars and
@@ -125,7 +131,7 @@ def abstract(tree: Any) -> Any:
     return parts.build({path: _abstract_leaf(value) for path, value in parts.targets.items()})
 
 
-def _abstract_leaf(value: Any) -> Any:
+def _abstract_leaf(value: PyTree) -> Any:
     if isinstance(value, jax.Array):
         sharding = value.sharding if value.committed else None
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax.core import FrozenDict
+from jaxtyping import PyTree
 
 from vcjax import errors
 from vcjax.tree import dtypes, flax
@@ -16,7 +18,7 @@ from vcjax.tree.names import find_class
 from vcjax.tree.spec import Node
 
 
-def unflatten(root: Any) -> Any:
+def unflatten(root: Node | Leaf) -> Any:
     """Puts a tree together again from `Node`s and `Leaf`s, without a `like=`.
 
     Containers come back as what they were, with these exceptions: a defaultdict
@@ -78,14 +80,14 @@ def restore_leaf(leaf: Leaf) -> Any:
     return jax.device_put(array)
 
 
-def wrap_key(data: Any, impl: str) -> jax.Array:
+def wrap_key(data: np.ndarray | jax.Array, impl: str) -> jax.Array:
     """Typed PRNG keys from their uint32 words.
 
     Raises:
         TreeError: JAX knows no such implementation here.
     """
     try:
-        return jax.random.wrap_key_data(data, impl=impl)
+        return jax.random.wrap_key_data(jax.numpy.asarray(data), impl=impl)
     except ValueError as error:
         raise errors.TreeError(
             f"a PRNG key of the implementation {impl!r} cannot be restored: {error}",
@@ -93,11 +95,11 @@ def wrap_key(data: Any, impl: str) -> jax.Array:
         ) from error
 
 
-def _as_dict(node: Node, children: tuple[Any, ...]) -> dict[Any, Any]:
+def _as_dict(node: Node, children: tuple[PyTree, ...]) -> dict[Any, Any]:
     return dict(zip(node.keys, children, strict=True))
 
 
-def _namedtuple(node: Node, children: tuple[Any, ...]) -> Any:
+def _namedtuple(node: Node, children: tuple[PyTree, ...]) -> Any:
     cls = find_class(node.name)
     if cls is None or not issubclass(cls, tuple) or getattr(cls, "_fields", None) != node.keys:
         cls = _namedtuple_class(node.name, tuple(map(str, node.keys)))
@@ -114,7 +116,7 @@ def _namedtuple_class(name: str, fields: tuple[str, ...]) -> type:
     return collections.namedtuple(typename, fields, rename=True)
 
 
-def _custom(node: Node, children: tuple[Any, ...]) -> Any:
+def _custom(node: Node, children: tuple[PyTree, ...]) -> Any:
     if node.keys == ("value",) and flax.find_variable_type(node.name):
         return flax.make_variable(node.name, children[0])
     return _as_dict(node, children)

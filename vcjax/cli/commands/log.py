@@ -13,7 +13,7 @@ from vcjax.cli.command import Command, UsageError
 from vcjax.cli.session import Session
 from vcjax.errors import RevisionError, TreeError
 from vcjax.report import Line, Row, Span
-from vcjax.tree import pattern
+from vcjax.tree import CROSSES, pattern
 
 if TYPE_CHECKING:
     from vcjax.history import Commit, TouchWalk
@@ -125,7 +125,7 @@ def _touching(
     if not touched and limit != 0:
         raise TreeError(
             f"no leaf of these commits matches {' or '.join(map(repr, session.after))}",
-            hint="`vcjax ls REV` lists the leaf paths; `**` crosses `/`, `*` does not",
+            hint=f"`vcjax ls REV` lists the leaf paths; {CROSSES}",
         )
 
 

@@ -65,7 +65,7 @@ def settle(session: Session, progress: "MergeProgress", branch: str | None) -> "
 
 
 def _rules(paths: list[str], side: str) -> list[tuple[str, str]]:
-    from vcjax.threeway.rules import exactly
+    from vcjax.tree import exactly
 
     return [(exactly(path), side) for path in paths]
 

@@ -6,14 +6,15 @@ is read twice, once for the Gram matrix and once for the sum, however many
 iterations the method makes; those run on N numbers.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Inexact
 
 from vcjax.merging.kernels.linalg import safe_divide
+from vcjax.merging.shapes import Coefficient, Products, Share, Value
 
 
-def inner(a: jax.Array, b: jax.Array, axis: int | None = None) -> jax.Array:
+def inner(a: Value, b: Value, axis: int | None = None) -> Inexact[Array, "..."]:
     """Inner product over the whole leaf, or along one axis (which is kept, of size 1)."""
     if axis is not None:
         return jnp.sum(a * b, axis=axis, keepdims=True)
@@ -22,7 +23,7 @@ def inner(a: jax.Array, b: jax.Array, axis: int | None = None) -> jax.Array:
     return lax.dot_general(a, b, ((axes, axes), ((), ())), precision=lax.Precision.HIGHEST)
 
 
-def gram(values: tuple[jax.Array, ...], axis: int | None = None) -> jax.Array:
+def gram(values: tuple[Value, ...], axis: int | None = None) -> Inexact[Array, "models models ..."]:
     """Inner products `[N, N, …]` of N arrays; `…` is there if `axis` is given."""
     n = len(values)
     upper = {(i, j): inner(values[i], values[j], axis) for i in range(n) for j in range(i, n)}
@@ -30,14 +31,14 @@ def gram(values: tuple[jax.Array, ...], axis: int | None = None) -> jax.Array:
     return jnp.stack(rows)
 
 
-def norms(products: jax.Array) -> jax.Array:
+def norms(products: Inexact[Array, "models models ..."]) -> Inexact[Array, "models ..."]:
     """Norms `[N, …]` from a Gram matrix; gradients stay finite at zero."""
     squares = jnp.stack([products[i, i] for i in range(products.shape[0])])
     positive = squares > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
-def combine(coefficients: jax.Array, values: tuple[jax.Array, ...]) -> jax.Array:
+def combine(coefficients: Inexact[Array, "models ..."], values: tuple[Value, ...]) -> Value:
     """:math:`\\sum c_i x_i`, coefficients `[N, …]`."""
     total = coefficients[0] * values[0]
     for c, x in zip(coefficients[1:], values[1:], strict=True):
@@ -45,7 +46,7 @@ def combine(coefficients: jax.Array, values: tuple[jax.Array, ...]) -> jax.Array
     return total
 
 
-def angle(cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
+def angle(cosine: Inexact[Array, "..."]) -> tuple[Inexact[Array, "..."], Inexact[Array, "..."]]:
     """(θ, sin θ) in [0, π] of a cosine; exactly 0 and finite in gradient at ±1."""
     inside = jnp.abs(cosine) < 1
     c = jnp.where(inside, cosine, 0)
@@ -57,7 +58,9 @@ def angle(cosine: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(bad, cosine, theta), jnp.where(bad, cosine, jnp.where(inside, sine, 0))
 
 
-def slerp_coefficients(t: jax.Array, cosine: jax.Array, straight: jax.Array) -> jax.Array:
+def slerp_coefficients(
+    t: Inexact[Array, "..."], cosine: Inexact[Array, "..."], straight: Bool[Array, "..."]
+) -> Inexact[Array, "2 ..."]:
     """Coefficients `[2, …]` of a point on the arc; of the chord where `straight`."""
     theta, sine = angle(cosine)
     straight = straight | (sine == 0)
@@ -68,14 +71,14 @@ def slerp_coefficients(t: jax.Array, cosine: jax.Array, straight: jax.Array) -> 
     return jnp.stack([first, second])
 
 
-def unit_gram(products: jax.Array, lengths: jax.Array) -> jax.Array:
+def unit_gram(products: Products, lengths: Share) -> Products:
     """Cosines `[N, N]` of a Gram matrix; 0 for zero vectors."""
     return safe_divide(products, lengths[:, None] * lengths[None, :])
 
 
 def log_step(
-    cosines: jax.Array, weights: jax.Array, mean: jax.Array, tol: float
-) -> tuple[jax.Array, jax.Array]:
+    cosines: Products, weights: Share, mean: Share, tol: Coefficient
+) -> tuple[Share, Float[Array, ""]]:
     """The mean tangent :math:`\\sum w_i \\log_m u_i` and its length.
 
     Args:
@@ -92,7 +95,7 @@ def log_step(
     return tangent, length(cosines, tangent)
 
 
-def length(cosines: jax.Array, coefficients: jax.Array) -> jax.Array:
+def length(cosines: Products, coefficients: Share) -> Float[Array, ""]:
     """Length of :math:`\\sum c_i u_i`; gradients stay finite at zero."""
     square = coefficients @ cosines @ coefficients
     positive = square > 0
@@ -100,6 +103,6 @@ def length(cosines: jax.Array, coefficients: jax.Array) -> jax.Array:
     return jnp.where(positive, root, jnp.where(jnp.isnan(square), square, 0))
 
 
-def exp_step(mean: jax.Array, tangent: jax.Array, size: jax.Array) -> jax.Array:
+def exp_step(mean: Share, tangent: Share, size: Float[Array, ""]) -> Share:
     """Coefficients of :math:`\\exp_m` of a tangent of this length."""
     return jnp.cos(size) * mean + jnp.sinc(size / jnp.pi) * tangent

@@ -2,29 +2,37 @@
 
 import functools
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Inexact, Num
+
+from vcjax.merging.shapes import Coefficient, Place, Value
 
 HIGHEST = lax.Precision.HIGHEST
 
 
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def matmul(
+    a: Inexact[Array, "*layers rows inner"], b: Inexact[Array, "*layers inner columns"]
+) -> Inexact[Array, "*layers rows columns"]:
     """Matrix product in full float32, also where the default is TF32 or bfloat16."""
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def transpose(a: jax.Array) -> jax.Array:
+def transpose(a: Inexact[Array, "*layers rows columns"]) -> Inexact[Array, "*layers columns rows"]:
     """The last two axes swapped."""
     return jnp.swapaxes(a, -1, -2)
 
 
 def solve_towards(
-    a: jax.Array, b: jax.Array, start: jax.Array, damping: float = 1e-4, sweeps: int = 3
-) -> jax.Array:
+    a: Float[Array, "*layers n n"],
+    b: Float[Array, "*layers n columns"],
+    start: Float[Array, "*layers n columns"],
+    damping: float = 1e-4,
+    sweeps: int = 3,
+) -> Float[Array, "*layers n columns"]:
     """`x` with `a x = b`, a semi-definite `[…, n, n]`, near `start` where `a` says nothing.
 
     Iterated Tikhonov regularisation: after scaling to a unit diagonal, `damping` is
@@ -55,12 +63,12 @@ def solve_towards(
 
 
 def conjugate_gradients(
-    multiply: Callable[[jax.Array], jax.Array],
-    b: jax.Array,
-    start: jax.Array,
+    multiply: Callable[[Value], Value],
+    b: Value,
+    start: Value,
     iterations: int,
-    rtol: float = 1e-5,
-) -> jax.Array:
+    rtol: Coefficient = 1e-5,
+) -> Value:
     """At most so many conjugate gradient steps for `multiply(x) = b`.
 
     One inner product over the whole leaf, and a stop when the residual is below
@@ -68,7 +76,7 @@ def conjugate_gradients(
     """
     limit = rtol**2 * jnp.sum(b * b)
 
-    def step(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(_: Place, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, residual, direction, square = state
         image = multiply(direction)
         curvature = jnp.sum(direction * image)
@@ -85,7 +93,9 @@ def conjugate_gradients(
     return lax.fori_loop(0, iterations, step, state)[0]
 
 
-def polar(x: jax.Array, iterations: int = 40) -> jax.Array:
+def polar(
+    x: Float[Array, "*layers rows columns"], iterations: int = 40
+) -> Float[Array, "*layers rows columns"]:
     r"""The orthogonal polar factor :math:`UV^T` of :math:`x = UΣV^T`, `[…, m, n]`.
 
     Newton-Schulz iteration (Higham, 2008, §8.3): matrix products only. Singular
@@ -100,19 +110,21 @@ def polar(x: jax.Array, iterations: int = 40) -> jax.Array:
     bound = lax.stop_gradient(jnp.sqrt(rows * columns))[..., None, None]
     y = y / jnp.where(bound > 0, bound, 1)
 
-    def step(_: int, y: jax.Array) -> jax.Array:
+    def step(_: Place, y: jax.Array) -> jax.Array:
         return 1.5 * y - 0.5 * matmul(y, matmul(transpose(y), y))
 
     y = lax.fori_loop(0, iterations, step, y)
     return y if tall else transpose(y)
 
 
-def total(values: Any) -> jax.Array:
+def total(values: Iterable[Num[Array, "..."]]) -> Num[Array, "..."]:
     """The sum of some arrays."""
     return functools.reduce(operator.add, values)
 
 
-def safe_divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def safe_divide(
+    numerator: Inexact[Array, "..."], denominator: Inexact[Array, "..."]
+) -> Inexact[Array, "..."]:
     """The quotient, and the numerator where the denominator is 0; gradients stay finite."""
     one = jnp.ones((), denominator.dtype)
     return numerator / jnp.where(denominator == 0, one, denominator)

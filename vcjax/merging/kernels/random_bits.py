@@ -13,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, UInt32
+
+from vcjax.merging.shapes import Coefficient, Mask, Place, Seed
 
 GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio, odd: spreads consecutive counters
 
 
-def mix(h: jax.Array) -> jax.Array:
+def mix(h: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     """MurmurHash3's `fmix32`: a bijection of uint32 in which each bit affects all."""
     h = h ^ (h >> 16)
     h = h * np.uint32(0x85EBCA6B)
@@ -26,21 +29,21 @@ def mix(h: jax.Array) -> jax.Array:
     return h ^ (h >> 16)
 
 
-def path_words(path: str) -> jax.Array:
+def path_words(path: str) -> Seed:
     """`uint32[2]` for a leaf path (BLAKE2b)."""
     digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
     return jnp.asarray(np.frombuffer(digest, "<u4"))
 
 
 @jax.jit
-def leaf_seed(key: jax.Array, words: jax.Array) -> jax.Array:
+def leaf_seed(key: jax.Array, words: Seed) -> Seed:
     """`uint32[2]` of a PRNG key and the words of a leaf path."""
     drawn = jax.random.bits(key, (2,), jnp.uint32)
     crossed = mix(drawn ^ words)
     return mix(crossed + GOLDEN * crossed[::-1])
 
 
-def flat_index(shape: tuple[int, ...], row: jax.Array | int = 0) -> jax.Array:
+def flat_index(shape: tuple[int, ...], row: Place = 0) -> UInt32[Array, "..."]:
     """C-order position of each element, as uint32, made of iotas so that it shards.
 
     Args:
@@ -59,8 +62,8 @@ def flat_index(shape: tuple[int, ...], row: jax.Array | int = 0) -> jax.Array:
 
 
 def random_bits(
-    seed: jax.Array, model: jax.Array | int, shape: tuple[int, ...], row: jax.Array | int = 0
-) -> jax.Array:
+    seed: Seed | None, model: Place, shape: tuple[int, ...], row: Place = 0
+) -> UInt32[Array, "..."]:
     """Uniform uint32 of this shape for one model of a leaf.
 
     Args:
@@ -69,6 +72,7 @@ def random_bits(
         shape: of the leaf or a slice of it along its first axis.
         row: position of the slice's first row.
     """
+    assert seed is not None, "a step that draws random numbers says so: Transform(random=True)"
     number = jnp.asarray(model, jnp.uint32)
     low = mix(seed[0] + GOLDEN * (number + np.uint32(1)))
     high = mix(seed[1] ^ low)
@@ -81,7 +85,7 @@ def random_bits(
     return mix(mix(rows * GOLDEN + low) + mix(inner ^ high))
 
 
-def bernoulli(bits: jax.Array, probability: jax.Array | float) -> jax.Array:
+def bernoulli(bits: UInt32[Array, "*leaf"], probability: Coefficient) -> Mask:
     """Where uniform `bits` fall below a probability (in steps of 2^-24; 1 is always)."""
     limit = jnp.round(jnp.asarray(probability, jnp.float32) * np.float32(2**24))
     return (bits >> 8) < limit.astype(jnp.uint32)

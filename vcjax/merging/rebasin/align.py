@@ -3,38 +3,41 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
 from scipy import optimize
 
 from vcjax import errors
 from vcjax.merging.in_memory import merge
-from vcjax.merging.inputs import Tree, by_path, is_mergeable, path_of
+from vcjax.merging.inputs import RandomKey, Tree, Weights, by_path, has_mean
 from vcjax.merging.kernels.linalg import matmul
 from vcjax.merging.method import MergeMethod
 from vcjax.merging.rebasin.permutations import PermutationSpec
+from vcjax.tree import template
 
-Permutations = Mapping[str, Any]
+Permutations = Mapping[str, Sequence[int] | Int[np.ndarray, " places"]]
 """`{name: int array}`: place `i` takes what was at `permutation[i]`."""
 
 
 def permute(tree: Tree, spec: PermutationSpec, permutations: Permutations) -> Tree:
     """The tree with its units in another order; it computes what it did.
 
-    Args:
-        tree: a model.
-        spec: which axes the permutations move.
-        permutations: `{name: int array}`, place `i` takes what was at
-            `permutation[i]`; those left out move nothing.
+        Args:
+            tree: a model.
+            spec: which axes the permutations move.
+            permutations: `{name: int array}`, place `i` takes what was at
+                `permutation[i]`; those left out move nothing.
 
-    Example:
-        >>> import numpy as np
-        >>> from vcjax import merging
-        >>> tree = {"in": np.ones((1, 2)) * [5, 7], "out": np.array([[1.0], [2.0]])}
-        >>> spec = merging.PermutationSpec.of(tree, {"in": (None, "h"), "out": ("h", None)})
-        >>> merging.permute(tree, spec, {"h": [1, 0]})["in"].tolist()
-        [[7.0, 5.0]]
+        Example:
+            >>> import numpy as np
+    from jax.typing import DTypeLike
+            >>> from vcjax import merging
+            >>> tree = {"in": np.ones((1, 2)) * [5, 7], "out": np.array([[1.0], [2.0]])}
+            >>> spec = merging.PermutationSpec.of(tree, {"in": (None, "h"), "out": ("h", None)})
+            >>> merging.permute(tree, spec, {"h": [1, 0]})["in"].tolist()
+            [[7.0, 5.0]]
     """
     spec.check(tree)
     for name, permutation in permutations.items():
@@ -47,15 +50,20 @@ def permute(tree: Tree, spec: PermutationSpec, permutations: Permutations) -> Tr
                 hint=f"it has {', '.join(map(repr, spec.sizes))}",
             )
 
-    def moved(keys: Any, leaf: Any) -> Any:
-        path = path_of(keys)
-        return _moved(leaf, spec, path, permutations) if path in spec.axes else leaf
-
-    return jax.tree_util.tree_map_with_path(moved, tree)
+    parts = template(tree)
+    moved = {
+        path: _moved(leaf, spec, path, permutations) if path in spec.axes else leaf
+        for path, leaf in parts.targets.items()
+    }
+    return parts.build(moved)
 
 
 def _moved(
-    leaf: Any, spec: PermutationSpec, path: str, permutations: Permutations, but: int | None = None
+    leaf: PyTree,
+    spec: PermutationSpec,
+    path: str,
+    permutations: Permutations,
+    but: int | None = None,
 ) -> Any:
     """A leaf with its units in another order, except those of one part."""
     parts = spec.parts(path)
@@ -72,31 +80,32 @@ def match_weights(
 ) -> dict[str, np.ndarray]:
     r"""The permutations of a model that bring its weights nearest to another's.
 
-    Coordinate descent on :math:`\max_P \langle w_a, P(w_b) \rangle`: each permutation
-    in turn, in random order, is the solution of a linear assignment problem while
-    the others are fixed, until none changes. A local optimum.
+        Coordinate descent on :math:`\max_P \langle w_a, P(w_b) \rangle`: each permutation
+        in turn, in random order, is the solution of a linear assignment problem while
+        the others are fixed, until none changes. A local optimum.
 
-    Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836), §3.2, Algorithm 1.
-    Products are taken on the device, assignments solved on the host.
+        Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836), §3.2, Algorithm 1.
+        Products are taken on the device, assignments solved on the host.
 
-    Args:
-        reference: the model to match.
-        tree: the model whose units are to be permuted.
-        spec: see `permutation_spec`.
-        sweeps: at most so many rounds over all permutations.
-        seed: of their order.
+        Args:
+            reference: the model to match.
+            tree: the model whose units are to be permuted.
+            spec: see `permutation_spec`.
+            sweeps: at most so many rounds over all permutations.
+            seed: of their order.
 
-    Returns:
-        `{name: int array}` for `permute`.
+        Returns:
+            `{name: int array}` for `permute`.
 
-    Example:
-        >>> import numpy as np
-        >>> from vcjax import merging
-        >>> a = {"in": np.array([[1.0, 2.0, 4.0]]), "out": np.array([[3.0], [1.0], [0.5]])}
-        >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
-        >>> b = merging.permute(a, spec, {"h": [2, 0, 1]})
-        >>> merging.match_weights(a, b, spec)["h"].tolist()
-        [1, 2, 0]
+        Example:
+            >>> import numpy as np
+    from jax.typing import DTypeLike
+            >>> from vcjax import merging
+            >>> a = {"in": np.array([[1.0, 2.0, 4.0]]), "out": np.array([[3.0], [1.0], [0.5]])}
+            >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
+            >>> b = merging.permute(a, spec, {"h": [2, 0, 1]})
+            >>> merging.match_weights(a, b, spec)["h"].tolist()
+            [1, 2, 0]
     """
     spec.check(reference)
     spec.check(tree)
@@ -127,12 +136,14 @@ def match_weights(
     return found
 
 
-def _number(leaf: Any) -> Any:
+def _number(leaf: PyTree) -> Float[Array, "..."] | None:
     """A leaf to be matched: floating point as float32; None for others."""
-    return jnp.asarray(leaf, jnp.float32) if is_mergeable(leaf) else None
+    return jnp.asarray(leaf, jnp.float32) if has_mean(leaf) else None
 
 
-def _products(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+def _products(
+    a: Float[Array, "..."], b: Float[Array, "..."], axis: int
+) -> Float[Array, "places places"]:
     """Inner products of all units of one leaf with all of another."""
     left, right = (jnp.moveaxis(x, axis, 0).reshape(x.shape[axis], -1) for x in (a, b))
     return matmul(left, right.T)
@@ -175,36 +186,37 @@ def git_rebasin(
     trees: Sequence[Tree],
     spec: PermutationSpec,
     method: MergeMethod | None = None,
-    weights: Any = None,
-    key: Any = None,
+    weights: Weights | None = None,
+    key: RandomKey | None = None,
     *,
     sweeps: int = 100,
     seed: int = 0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Tree:
     """Matches the units of models that were trained apart, and then merges them.
 
-    Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
+        Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
 
-    Args:
-        trees: models of one architecture, from different initial weights.
-        spec: which permutations leave a model the same; see `permutation_spec`,
-            `chain_spec` and `PermutationSpec.of`.
-        method: of the merge afterwards; the mean by default.
-        weights: as in `merge`.
-        key: as in `merge`.
-        sweeps: see `align`.
-        seed: see `align`.
-        dtype: as in `merge`.
+        Args:
+            trees: models of one architecture, from different initial weights.
+            spec: which permutations leave a model the same; see `permutation_spec`,
+                `chain_spec` and `PermutationSpec.of`.
+            method: of the merge afterwards; the mean by default.
+            weights: as in `merge`.
+            key: as in `merge`.
+            sweeps: see `align`.
+            seed: see `align`.
+            dtype: as in `merge`.
 
-    Example:
-        >>> import numpy as np
-        >>> from vcjax import merging
-        >>> a = {"in": np.array([[1.0, 2.0]], "f"), "out": np.array([[3.0], [1.0]], "f")}
-        >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
-        >>> b = merging.permute(a, spec, {"h": [1, 0]})
-        >>> merging.git_rebasin([a, b], spec)["in"].tolist()
-        [[1.0, 2.0]]
+        Example:
+            >>> import numpy as np
+    from jax.typing import DTypeLike
+            >>> from vcjax import merging
+            >>> a = {"in": np.array([[1.0, 2.0]], "f"), "out": np.array([[3.0], [1.0]], "f")}
+            >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
+            >>> b = merging.permute(a, spec, {"h": [1, 0]})
+            >>> merging.git_rebasin([a, b], spec)["in"].tolist()
+            [[1.0, 2.0]]
     """
     aligned = align(trees, spec, sweeps=sweeps, seed=seed)
     return merge(aligned, method, weights=weights, key=key, dtype=dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jax.extend import core
+from jax.typing import ArrayLike
 
 Label = tuple[int, ...]
 """Atoms whose product an axis is; none for an axis of size 1."""
@@ -102,7 +103,7 @@ class Labels:
         self.freeze(tuple(left), tuple(right))
 
 
-Rule = Callable[[Labels, Any, list[Axes]], list[Axes]]
+Rule = Callable[[Labels, core.JaxprEqn, list[Axes]], list[Axes]]
 
 ONE_BY_ONE = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp
@@ -126,12 +127,14 @@ CALLS = {
 """Operations that call another jaxpr, and the parameter that holds it."""
 
 
-def follow(labels: Labels, jaxpr: Any, consts: Sequence[Any], given: Sequence[Axes]) -> list[Axes]:
+def follow(
+    labels: Labels, jaxpr: core.Jaxpr, consts: Sequence[ArrayLike], given: Sequence[Axes]
+) -> list[Axes]:
     """The labels of a jaxpr's results, from those of its arguments."""
     known: dict[Any, Axes] = dict(zip(jaxpr.invars, given, strict=True))
     known |= {v: labels.stuck(np.shape(c)) for v, c in zip(jaxpr.constvars, consts, strict=True)}
 
-    def read(v: Any) -> Axes:
+    def read(v: core.Var | core.Literal) -> Axes:
         return labels.stuck(np.shape(v.val)) if isinstance(v, core.Literal) else known[v]
 
     for eqn in jaxpr.eqns:
@@ -160,19 +163,19 @@ def rule_of(name: str) -> Rule:
     return RULES.get(name, unknown)
 
 
-def shapes_of(variables: Any) -> list[tuple[int, ...]]:
+def shapes_of(variables: Sequence[core.Var | core.Literal]) -> list[tuple[int, ...]]:
     """The shapes of an equation's arguments or results."""
     return [tuple(getattr(v.aval, "shape", ())) for v in variables]
 
 
-def unknown(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def unknown(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Everything stays."""
     for axes in given:
         labels.freeze(*axes)
     return [labels.stuck(shape) for shape in shapes_of(eqn.outvars)]
 
 
-def elementwise(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def elementwise(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Axes at the same position are the same; those of size 1 and scalars are spread."""
     shapes, outs = shapes_of(eqn.invars), shapes_of(eqn.outvars)
     if len(outs) > 1 and outs == shapes:
@@ -198,19 +201,19 @@ def pass_where(labels: Labels, axes: Axes, shape: Sequence[int], passes: Sequenc
     return out
 
 
-def reduction(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def reduction(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """A sum, a maximum: the order along the axes that vanish does not matter."""
     gone = set(eqn.params["axes"])
     return [[a for i, a in enumerate(axes) if i not in gone] for axes in given[: len(eqn.outvars)]]
 
 
-def position(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def position(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """The place of a maximum, which must stay."""
     labels.freeze(*(given[0][i] for i in eqn.params["axes"]))
     return reduction(labels, eqn, given)
 
 
-def window(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def window(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Pooling: axes with a window of 1 pass."""
     p, (shape,) = eqn.params, shapes_of(eqn.outvars)
     dilations = zip(p["base_dilation"], p["window_dilation"], strict=True)
@@ -223,7 +226,7 @@ def window(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [pass_where(labels, given[0], shape, trivial)]
 
 
-def contraction(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def contraction(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """A matrix product: contracted and batch axes are the same on both sides."""
     left, right = given
     (left_in, right_in), (left_batch, right_batch) = eqn.params["dimension_numbers"]
@@ -234,7 +237,7 @@ def contraction(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [[*(left[i] for i in left_batch), *free_left, *free_right]]
 
 
-def convolution(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def convolution(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Channels are mixed as by a matrix; depthwise, they stay what they are."""
     image, kernel = given
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
@@ -250,18 +253,18 @@ def convolution(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [result]
 
 
-def transpose(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def transpose(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Axes in another order."""
     return [[given[0][i] for i in eqn.params["permutation"]]]
 
 
-def squeeze(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def squeeze(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Without axes of size 1."""
     gone = eqn.params["dimensions"]
     return [[a for i, a in enumerate(given[0]) if i not in gone]]
 
 
-def broadcast(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def broadcast(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """New axes repeat what there is, in any order."""
     (shape,), before = shapes_of(eqn.outvars), shapes_of(eqn.invars)[0]
     result = labels.fresh(shape)
@@ -271,7 +274,7 @@ def broadcast(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [result]
 
 
-def reshape(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def reshape(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Axes are joined and factored, in blocks of the same number of elements."""
     before, (shape,) = shapes_of(eqn.invars)[0], shapes_of(eqn.outvars)
     if eqn.params.get("dimensions") is not None or math.prod(shape) == 0:
@@ -293,7 +296,7 @@ def reshape(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [result]
 
 
-def table(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def table(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Rows of a table, such as an embedding: what is not indexed passes."""
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     if numbers.operand_batching_dims:
@@ -315,7 +318,7 @@ def table(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [result]
 
 
-def counting(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def counting(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """0, 1, 2, … along one axis, which stays."""
     (shape,) = shapes_of(eqn.outvars)
     result = labels.fresh(shape)
@@ -326,7 +329,7 @@ def counting(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
 def along(*names: str) -> Rule:
     """Operations along some axes, which stay; the others pass."""
 
-    def rule(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+    def rule(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
         found = next(eqn.params[name] for name in names if name in eqn.params)
         used = {found} if isinstance(found, int) else set(found)
         results = []
@@ -338,7 +341,7 @@ def along(*names: str) -> Rule:
     return rule
 
 
-def cut(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def cut(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """A slice or padding: axes of which nothing is lost or gained pass."""
     before, (shape,) = shapes_of(eqn.invars)[0], shapes_of(eqn.outvars)
     # Negative and interior padding can cancel, so padding is looked at itself.
@@ -349,7 +352,7 @@ def cut(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
     return [pass_where(labels, given[0], shape, passes)]
 
 
-def joined(labels: Labels, eqn: Any, given: list[Axes]) -> list[Axes]:
+def joined(labels: Labels, eqn: core.JaxprEqn, given: list[Axes]) -> list[Axes]:
     """Arrays one after the other along an axis, which stays; the others are the same."""
     axis, (shape,) = eqn.params["dimension"], shapes_of(eqn.outvars)
     for axes in given[1:]:

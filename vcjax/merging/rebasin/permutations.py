@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from vcjax import errors
-from vcjax.merging.inputs import Tree, by_path
+from vcjax.merging.inputs import Tree, by_path, shape_of
 from vcjax.merging.rebasin.axis_labels import Labels, follow
 from vcjax.merging.tuning.sweep import is_array, split_arrays
+from vcjax.tree import template
 
 
 class Part(NamedTuple):
@@ -62,7 +62,7 @@ class PermutationSpec:
         leaves = by_path(tree)
         axes = {}
         for path, given in names.items():
-            shape = np.shape(leaves[path]) if path in leaves else None
+            shape = shape_of(leaves[path]) if path in leaves else None
             if shape is None or len(shape) != len(given):
                 raise errors.MergeError(
                     f"{tuple(given)} does not name the axes of {path!r}, "
@@ -100,8 +100,8 @@ class PermutationSpec:
         leaves = by_path(tree)
         for path, axes in self.axes.items():
             shape = tuple(math.prod(part.size for part in axis) for axis in axes)
-            if path not in leaves or np.shape(leaves[path]) != shape:
-                found = list(np.shape(leaves[path])) if path in leaves else "no such leaf"
+            if path not in leaves or shape_of(leaves[path]) != shape:
+                found = list(shape_of(leaves[path])) if path in leaves else "no such leaf"
                 raise errors.MergeError(
                     f"the permutation spec has {path!r} as {list(shape)}; the tree has {found}",
                     path=path,
@@ -120,7 +120,7 @@ class PermutationSpec:
         return [(path, i, part) for path in self.axes for i, part in enumerate(self.parts(path))]
 
 
-def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> PermutationSpec:
+def permutation_spec(apply: Callable[..., Tree], tree: Tree, *inputs: Tree) -> PermutationSpec:
     """Derives from a program which permutations of a model leave its outputs as they are.
 
     Labels of axes are followed from the leaves through matrix products, convolutions,
@@ -146,27 +146,33 @@ def permutation_spec(apply: Callable[..., Any], tree: Tree, *inputs: Any) -> Per
         >>> spec.sizes
         {'in:1': 4}
     """
-    arrays, rebuild = split_arrays(tree)
-    closed = jax.make_jaxpr(lambda leaves, rest: apply(rebuild(leaves), *rest))(arrays, inputs)
+    parts = template(tree)
+    arrays, rebuild = split_arrays(list(parts.targets.values()))
+
+    def applied(arrays: list[jax.Array], inputs: tuple[Tree, ...]) -> Tree:
+        leaves = dict(zip(parts.targets, rebuild(arrays), strict=True))
+        return apply(parts.build(leaves), *inputs)
+
+    closed = jax.make_jaxpr(applied)(arrays, inputs)
     labels = Labels()
     given = [labels.fresh(v.aval.shape) for v in closed.jaxpr.invars]
     results = follow(labels, closed.jaxpr, closed.consts, given)
     for fixed in (*given[len(arrays) :], *results):
         labels.freeze(*fixed)
-    paths = [path for path, leaf in by_path(tree).items() if is_array(leaf)]
+    paths = [path for path, leaf in parts.targets.items() if is_array(leaf)]
     names: dict[int, str] = {}
     used = labels.used()
     axes: dict[str, tuple[tuple[Part, ...], ...]] = {}
     for path, leaf_axes in zip(paths, given[: len(arrays)], strict=True):
         found = []
         for number, label in enumerate(leaf_axes):
-            parts = []
+            factors = []
             for order, atom in enumerate(labels.expand(label)):
                 mark = f"{path}:{number}" + (f".{order}" if order else "")
                 free = atom in used and not labels.is_frozen(atom)
                 name = names.setdefault(atom, mark) if free else None
-                parts.append(Part(labels.size(atom), name))
-            found.append(tuple(parts))
+                factors.append(Part(labels.size(atom), name))
+            found.append(tuple(factors))
         axes[path] = tuple(found)
     moved = {path: a for path, a in axes.items() if any(part.name for axis in a for part in axis)}
     return PermutationSpec(moved)
@@ -196,7 +202,7 @@ def chain_spec(tree: Tree, layers: Sequence[str] | None = None) -> PermutationSp
         >>> merging.chain_spec(tree, ["hidden", "head"]).sizes
         {'hidden': 4}
     """
-    shapes = {path: np.shape(leaf) for path, leaf in by_path(tree).items()}
+    shapes = {path: shape_of(leaf) for path, leaf in by_path(tree).items()}
     if layers is None:
         layers = sorted({path.rpartition("/")[0] for path in shapes}, key=_natural)
     own = {layer: [p for p in shapes if p.rpartition("/")[0] == layer] for layer in layers}

@@ -2,38 +2,38 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from vcjax import errors
 from vcjax.merging.compose import chain, keep, partition
 from vcjax.merging.inputs import Tree
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    elect_sign,
-    keep_where,
-    mapped,
-    task_vectors,
-    trim,
-    weighted_sum,
-)
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficients, Totals
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, task_vectors
+from vcjax.merging.steps.reductions import elect_sign, weighted_sum
+from vcjax.merging.steps.trim import trim
 from vcjax.merging.tuning.optimise import Optimised, Per, optimise
+from vcjax.tree import exactly
+
+ByPath = Coefficients | list[float] | Mapping[str, "ByPath"]
+"""One number, `[N]`, or either by leaf path glob."""
 
 
 @transform()
-def scale_models(coefficients: Any) -> Transform:
+def scale_models(coefficients: Coefficients) -> Transform:
     """Multiplies the value of each model by its coefficient.
 
     Args:
         coefficients: `[N]`, or one number for all models.
     """
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         factors, n = jnp.asarray(coefficients), len(stack.values)
         # A fold shows one model at a time, and then any number of coefficients may be right.
         if factors.ndim > 1 or (factors.ndim == 1 and n > 1 and len(factors) != n):
@@ -57,7 +57,7 @@ def scale_models(coefficients: Any) -> Transform:
 def keep_elected() -> Transform:
     """Zeroes the values that do not have the elected sign."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.agree is None:
             return stack
         kept = [keep_where(m, x) for m, x in zip(stack.agree, stack.values, strict=True)]
@@ -67,7 +67,7 @@ def keep_elected() -> Transform:
 
 
 @recipe
-def adamerging(coefficients: Any = 0.3, density: Any = None) -> MergeMethod:
+def adamerging(coefficients: ByPath = 0.3, density: Coefficients | None = None) -> MergeMethod:
     r"""AdaMerging's merge: a coefficient per model, and per layer if wished.
 
     :math:`b^l + \sum_i λ_i^l w_i τ_i^l`; with `density` (AdaMerging++) of task vectors
@@ -96,7 +96,7 @@ def adamerging(coefficients: Any = 0.3, density: Any = None) -> MergeMethod:
     return chain(task_vectors(), *trimmed, scale_models(coefficients), weighted_sum(), add_base())
 
 
-def entropy(logits: jax.Array) -> jax.Array:
+def entropy(logits: Float[Array, "... classes"]) -> Float[Array, ""]:
     r"""Mean Shannon entropy :math:`-\sum_c p_c \log p_c` (nats) of predictions `[…, classes]`.
 
     Low where a classifier is sure, so it stands in for the loss where there are no
@@ -112,14 +112,14 @@ def entropy(logits: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
 
-Predict = Callable[[Tree, Any], jax.Array]
+Predict = Callable[[Tree, PyTree], Float[Array, "n classes"]]
 
 
 def adamerge(
     trees: Sequence[Tree],
     base: Tree,
     predict: Predict | Sequence[Predict],
-    batches: Iterable[Sequence[Any]],
+    batches: Iterable[Sequence[PyTree]],
     *,
     per: Per = "leaf",
     start: float = 0.3,
@@ -164,14 +164,14 @@ def adamerge(
         True
     """
 
-    def loss(tree: Tree, batch: Sequence[Any]) -> jax.Array:
+    def loss(tree: Tree, batch: Sequence[PyTree]) -> jax.Array:
         own = [predict] * len(batch) if callable(predict) else predict
         return sum(
             (entropy(call(tree, inputs)) for call, inputs in zip(own, batch, strict=True)),
             start=jnp.zeros(()),
         )
 
-    def method(coefficients: Any) -> MergeMethod:
+    def method(coefficients: ByPath) -> MergeMethod:
         return adamerging(coefficients, density)
 
     found = optimise(
@@ -188,7 +188,7 @@ def adamerge(
     )
     values = found.coefficients["coefficients"]
     learned = (
-        {path: row.tolist() for path, row in values.items()}
+        {exactly(path): row.tolist() for path, row in values.items()}
         if isinstance(values, Mapping)
         else values.tolist()
     )

@@ -1,17 +1,20 @@
 """Methods for exactly two models: Nearswap, Arcee Fusion."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Inexact
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.top_k import order_statistic
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Totals
 from vcjax.merging.steps.basic import merged
 
 
-def importance(a: jax.Array, b: jax.Array) -> jax.Array:
+def importance(
+    a: Inexact[Array, "*rows columns"], b: Inexact[Array, "*rows columns"]
+) -> Inexact[Array, "*rows columns"]:
     """:math:`|b - a|` times the divergence of the softmax of `b`'s row from `a`'s."""
     p = jax.nn.softmax(b, axis=-1) + 1e-8
     q = jax.nn.softmax(a, axis=-1) + 1e-8
@@ -23,7 +26,7 @@ def importance(a: jax.Array, b: jax.Array) -> jax.Array:
 def fuse_important() -> Transform:
     """Takes the second model where its importance is an outlier of the leaf."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         a, b = stack.values
         row_a, row_b = (x.reshape(1) if x.ndim == 0 else x for x in (a, b))
         scores = jax.lax.stop_gradient(importance(row_a, row_b)).reshape(a.shape)

@@ -1,10 +1,11 @@
 """Methods that treat every element alone: averages and task arithmetic."""
 
-from typing import Any
-
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, recipe
-from vcjax.merging.steps.basic import scale_by, take, weighted_sum
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.shapes import Coefficient
+from vcjax.merging.steps.basic import scale_by, take
+from vcjax.merging.steps.reductions import weighted_sum
 
 
 @recipe
@@ -39,7 +40,7 @@ def linear(normalize: bool = True) -> MergeMethod:
 
 
 @recipe
-def passthrough(scale: Any = 1.0) -> MergeMethod:
+def passthrough(scale: Coefficient = 1.0) -> MergeMethod:
     """One model, scaled: `scale · x`.
 
     Source: mergekit `passthrough`. With `partition` it stacks parts of models.

@@ -1,27 +1,19 @@
 """Model Breadcrumbs: the smallest and the largest magnitudes are dropped."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.top_k import TIE_RULES, count, keep_mask, kth_largest, magnitude_keys
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
 
 
 @transform("density", "gamma")
 def trim_outliers(
-    density: Any, gamma: Any = 0.01, tie_rule: str = "exact", rounding: str = "ceil"
+    density: Coefficient, gamma: Coefficient = 0.01, tie_rule: str = "exact", rounding: str = "ceil"
 ) -> Transform:
     r"""Zeroes the :math:`⌊γn⌋` largest magnitudes and keeps the next :math:`⌈density·n⌉`.
 
@@ -39,7 +31,7 @@ def trim_outliers(
     chosen("tie_rule", tie_rule, *TIE_RULES)
     chosen("rounding", rounding, "ceil", "floor")
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         size = stack.values[0].size
         kept = jnp.asarray(count(density, size, rounding), jnp.int32)
         top = jnp.minimum(jnp.asarray(count(gamma, size, "floor"), jnp.int32), size - kept)
@@ -59,9 +51,9 @@ def trim_outliers(
 
 @recipe
 def breadcrumbs(
-    density: Any = 0.9,
-    gamma: Any = 0.01,
-    scale: Any = 1.0,
+    density: Coefficient = 0.9,
+    gamma: Coefficient = 0.01,
+    scale: Coefficient = 1.0,
     normalize: bool = False,
     tie_rule: str = "exact",
     rounding: str = "ceil",
@@ -98,9 +90,9 @@ def breadcrumbs(
 
 @recipe
 def breadcrumbs_ties(
-    density: Any = 0.9,
-    gamma: Any = 0.01,
-    scale: Any = 1.0,
+    density: Coefficient = 0.9,
+    gamma: Coefficient = 0.01,
+    scale: Coefficient = 1.0,
     normalize: bool = False,
     tie_rule: str = "exact",
     rounding: str = "ceil",

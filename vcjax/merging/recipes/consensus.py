@@ -1,20 +1,20 @@
 """Consensus merging: what matters to enough of the tasks is kept."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import add_base, keep_where, merged, scale_by, task_vectors
 
 
 @transform()
-def consensus_mask(threshold: Any = 0.4, agree: int = 2) -> Transform:
+def consensus_mask(threshold: Coefficient = 0.4, agree: int = 2) -> Transform:
     """The multi-task vector where enough tasks' TALL masks meet; see `consensus`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         values = [w * x for w, x in zip(stack.weights, stack.values, strict=True)]
         whole = total(values)
         used = [jnp.abs(x) > threshold * jnp.abs(whole - x) for x in values]
@@ -25,7 +25,9 @@ def consensus_mask(threshold: Any = 0.4, agree: int = 2) -> Transform:
 
 
 @recipe
-def consensus(scale: Any = 1.0, threshold: Any = 0.4, agree: int = 2) -> MergeMethod:
+def consensus(
+    scale: Coefficient = 1.0, threshold: Coefficient = 0.4, agree: int = 2
+) -> MergeMethod:
     r"""Consensus merging: the multi-task vector where TALL masks of several tasks meet.
 
     :math:`m_i = |τ_i| > λ_i |τ_{MT} - τ_i|` with :math:`τ_{MT} = \sum w_i τ_i`; what

@@ -1,23 +1,20 @@
 """DARE: elements of task vectors are dropped at random, and what is left is rescaled."""
 
-from typing import Any
-
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, recipe
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    drop,
-    elect_sign,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.shapes import Coefficient, Coefficients
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
+from vcjax.merging.steps.drop import drop
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
 
 
 @recipe
 def dare_linear(
-    density: Any = 0.5, scale: Any = 1.0, normalize: bool = False, rescale: str | None = "density"
+    density: Coefficients = 0.5,
+    scale: Coefficient = 1.0,
+    normalize: bool = False,
+    rescale: str | None = "density",
 ) -> MergeMethod:
     r"""DARE: drop task vector elements at random, rescale, add up.
 
@@ -44,7 +41,10 @@ def dare_linear(
 
 @recipe
 def dare_ties(
-    density: Any = 0.5, scale: Any = 1.0, normalize: bool = False, rescale: str | None = "density"
+    density: Coefficients = 0.5,
+    scale: Coefficient = 1.0,
+    normalize: bool = False,
+    rescale: str | None = "density",
 ) -> MergeMethod:
     """DARE, then TIES' sign election and disjoint merge.
 

@@ -1,8 +1,5 @@
-"""Steps that drop parts of task vectors otherwise than by a plain top-k."""
+"""DELLA: elements are dropped at random, small magnitudes more often."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,22 +7,16 @@ from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.random_bits import bernoulli, random_bits
 from vcjax.merging.kernels.top_k import magnitude_keys
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    rescaled,
-    scale_by,
-    task_vectors,
-    weighted_sum,
-)
-from vcjax.merging.steps.sliced import Sliced, on_slices, plain
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals, Value
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.drop import rescaled
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
+from vcjax.merging.steps.sliced import Sliced, plain
 
 
-def rank_share(x: jax.Array, axis: int) -> jax.Array:
+def rank_share(x: Value, axis: int) -> Value:
     """Rank of magnitudes along an axis as a share from 0 (smallest) to 1 (largest)."""
     if x.ndim == 0 or x.shape[axis] == 1:
         return jnp.full(x.shape, 0.5, x.dtype)
@@ -36,7 +27,10 @@ def rank_share(x: jax.Array, axis: int) -> jax.Array:
 
 @transform("density", "epsilon")
 def drop_by_rank(
-    density: Any, epsilon: Any = 0.15, rescale: str | None = "probability", axis: int = -1
+    density: Coefficient,
+    epsilon: Coefficient = 0.15,
+    rescale: str | None = "probability",
+    axis: int = -1,
 ) -> Transform:
     r"""Keeps elements with a probability that grows with their rank in a row.
 
@@ -61,7 +55,7 @@ def drop_by_rank(
             f"density {density} ± epsilon {epsilon} leaves (0, 1)", hint="lower epsilon"
         )
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if isinstance(density, (int, float)) and density >= 1:
             return stack
         out = []
@@ -76,24 +70,20 @@ def drop_by_rank(
             out.append(kept.astype(x.dtype))
         return mapped(stack, out)
 
-    return Transform(apply, per_model=True, random=True)
+    def slices(dtype: np.dtype) -> Sliced | None:
+        if axis != -1 or rescale not in ("probability", None):
+            return None
+        # A leaf of one axis is a single row.
+        return Sliced(plain(apply), rows=True, axes=2)
 
-
-@on_slices("drop_by_rank")
-def _drop_by_rank(
-    dtype: np.dtype, density: Any, epsilon: Any, rescale: str | None, axis: int
-) -> Sliced | None:
-    if axis != -1 or rescale not in ("probability", None):
-        return None
-    # A leaf of one axis is a single row.
-    return Sliced(plain(drop_by_rank(density, epsilon, rescale, axis)), rows=True, axes=2)
+    return Transform(apply, per_model=True, random=True, slices=slices)
 
 
 @recipe
 def della(
-    density: Any = 0.5,
-    epsilon: Any = 0.15,
-    scale: Any = 1.0,
+    density: Coefficient = 0.5,
+    epsilon: Coefficient = 0.15,
+    scale: Coefficient = 1.0,
     normalize: bool = True,
     rescale: str | None = "probability",
     axis: int = -1,
@@ -128,9 +118,9 @@ def della(
 
 @recipe
 def della_linear(
-    density: Any = 0.5,
-    epsilon: Any = 0.15,
-    scale: Any = 1.0,
+    density: Coefficient = 0.5,
+    epsilon: Coefficient = 0.15,
+    scale: Coefficient = 1.0,
     normalize: bool = False,
     rescale: str | None = "probability",
     axis: int = -1,

@@ -3,27 +3,25 @@
 Whole-model TIES, Localize-and-Stitch, Consensus (TALL masks), EMR.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Inexact
 
 from vcjax.merging.compose import chain
+from vcjax.merging.inputs import Tree
 from vcjax.merging.kernels.linalg import safe_divide, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    merged,
-    scale_by,
-    task_vectors,
-)
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
+from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 
 
 @transform()
 def elect_largest() -> Transform:
     """The elected sign with the largest magnitude among the values that have it."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         values = [w * x for w, x in zip(stack.weights, stack.values, strict=True)]
         summed = total(values)
         sign = jnp.where(jnp.isnan(summed), summed, jnp.sign(summed))
@@ -36,7 +34,7 @@ def elect_largest() -> Transform:
 
 
 @recipe
-def emr(scale: Any = 1.0) -> MergeMethod:
+def emr(scale: Coefficient = 1.0) -> MergeMethod:
     r"""EMR-Merging's unified model: elected signs with the largest agreeing magnitudes.
 
     :math:`γ = \operatorname{sign} \sum τ_i`, magnitude
@@ -57,7 +55,7 @@ def emr(scale: Any = 1.0) -> MergeMethod:
     return chain(task_vectors(), elect_largest(), scale_by(scale), add_base())
 
 
-def emr_task(unified: Any, model: Any, base: Any) -> tuple[Any, jax.Array]:
+def emr_task(unified: Tree, model: Tree, base: Tree) -> tuple[Tree, Float[Array, ""]]:
     r"""The mask and the scalar by which EMR's unified model stands for one model.
 
     The model is rebuilt as :math:`b + λ_i M_i ⊙ τ_{uni}` with
@@ -81,7 +79,7 @@ def emr_task(unified: Any, model: Any, base: Any) -> tuple[Any, jax.Array]:
         ([True, False], 1.3333)
     """
 
-    def delta(x: Any, b: Any) -> jax.Array:
+    def delta(x: ArrayLike, b: ArrayLike) -> Inexact[Array, "..."]:
         return jnp.asarray(x, jnp.float32) - jnp.asarray(b, jnp.float32)
 
     common, own = (jax.tree.map(delta, tree, base) for tree in (unified, model))

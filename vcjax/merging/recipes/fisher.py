@@ -1,22 +1,22 @@
 """Methods weighted by statistics of data: Fisher, RegMean, MaTS."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import merged
 from vcjax.merging.steps.matrix import weighted_mean
 
 
 @transform()
-def fisher_mean(floor: Any = 0.0) -> Transform:
+def fisher_mean(floor: Coefficient = 0.0) -> Transform:
     """The mean weighted by diagonal Fisher information; see `fisher`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         mean = weighted_mean(stack)
         if stack.statistics is None:
             return merged(stack, mean)
@@ -42,7 +42,7 @@ def fisher_mean(floor: Any = 0.0) -> Transform:
 
 
 @recipe
-def fisher(floor: Any = 0.0) -> MergeMethod:
+def fisher(floor: Coefficient = 0.0) -> MergeMethod:
     r"""Fisher-weighted averaging: :math:`\sum w_i F_i x_i / \sum w_i F_i`.
 
     Where all F are 0 the result is the mean, and leaves without statistics are

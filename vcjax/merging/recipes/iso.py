@@ -1,13 +1,13 @@
 """Iso-C and Iso-CTS: task matrices with a flat spectrum."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import matmul, polar, total, transpose
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.recipes.tsv import triples
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
 from vcjax.merging.steps.matrix import matrices, mean_vector, restored
 
@@ -16,7 +16,7 @@ from vcjax.merging.steps.matrix import matrices, mean_vector, restored
 def isotropic_sum() -> Transform:
     """The sum of task matrices with all singular values replaced by their mean."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.view is None:
             return mean_vector(stack)
         summed = total(matrices(stack))
@@ -29,7 +29,7 @@ def isotropic_sum() -> Transform:
 
 
 @recipe
-def iso_c(scale: Any = 1.0) -> MergeMethod:
+def iso_c(scale: Coefficient = 1.0) -> MergeMethod:
     r"""Iso-C: the summed task matrix with a flat spectrum, :math:`b + λ \barσ UV^T`.
 
     Directions that no task has (singular value 0) stay 0, where an SVD would fill
@@ -55,7 +55,7 @@ def isotropic_common_and_task(common: float = 0.8) -> Transform:
     """Iso-CTS of task matrices; see `iso_cts`."""
     checked("common", common, 0, 1)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.view is None:
             return mean_vector(stack)
         tasks = matrices(stack)
@@ -77,7 +77,7 @@ def isotropic_common_and_task(common: float = 0.8) -> Transform:
 
 
 @recipe
-def iso_cts(scale: Any = 1.0, common: float = 0.8) -> MergeMethod:
+def iso_cts(scale: Coefficient = 1.0, common: float = 0.8) -> MergeMethod:
     r"""Iso-CTS: a common subspace and task-specific directions, with a flat spectrum.
 
     The leading directions of the summed task matrix, and of each task matrix

@@ -1,45 +1,46 @@
 """Means on the sphere of more than two models: multi-SLERP and the Karcher mean."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
-from vcjax.merging.steps.sliced import Sliced, on_slices
 
 
 @transform()
 def spherical_mean(
-    iterations: int = 0, tol: float = 1e-5, normalize: bool = True, eps: float = 0.0
+    iterations: int = 0,
+    tol: Coefficient = 1e-5,
+    normalize: bool = True,
+    eps: Coefficient = 0.0,
 ) -> Transform:
     """The mean direction times the mean norm; `iterations` steps towards the Karcher mean."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        products = g.gram(stack.values)
-        coefficients = spherical_coefficients(
-            products, stack.weights, iterations, tol, normalize, eps
-        )
-        return merged(stack, g.combine(coefficients, stack.values))
+    def coefficients(products: Products, weights: Share) -> Share:
+        return spherical_coefficients(products, weights, iterations, tol, normalize, eps)
 
-    return Transform(apply, weighted=True)
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
+        shares = coefficients(g.gram(stack.values), stack.weights)
+        return merged(stack, g.combine(shares, stack.values))
+
+    return Transform(apply, weighted=True, slices=lambda dtype: by_gram(coefficients))
 
 
 def spherical_coefficients(
-    products: jax.Array,
-    weights: jax.Array,
+    products: Products,
+    weights: Share,
     iterations: int,
-    tol: float,
+    tol: Coefficient,
     normalize: bool,
-    eps: float,
-) -> jax.Array:
+    eps: Coefficient,
+) -> Share:
     """What `spherical_mean` multiplies the values by, given their Gram matrix."""
     if normalize:
         weights = weights / jnp.sum(weights)
@@ -55,7 +56,7 @@ def spherical_coefficients(
     return jnp.where(cancels, weights, on_sphere)
 
 
-def karcher_mean(cosines: jax.Array, weights: jax.Array, iterations: int, tol: float) -> jax.Array:
+def karcher_mean(cosines: Products, weights: Share, iterations: int, tol: Coefficient) -> Share:
     """Coefficients, over unit vectors, of their Karcher mean on the sphere.
 
     Starts at the normalised weighted mean; each step moves along the mean of the
@@ -119,14 +120,3 @@ def karcher(iterations: int = 10, tol: float = 1e-5) -> MergeMethod:
         2.0
     """
     return chain(spherical_mean(iterations, tol))
-
-
-@on_slices("spherical_mean")
-def _spherical_mean(
-    dtype: np.dtype, iterations: int, tol: float, normalize: bool, eps: float
-) -> Sliced | None:
-    return by_gram(
-        lambda products, weights: spherical_coefficients(
-            products, weights, iterations, tol, normalize, eps
-        )
-    )

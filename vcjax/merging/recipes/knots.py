@@ -1,36 +1,30 @@
 """KnOTS: task matrices aligned in a basis that they share."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import matmul
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    merged,
-    scale_by,
-    task_vectors,
-    trim,
-    weighted_sum,
-)
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
+from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 from vcjax.merging.steps.matrix import restored
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign, weighted_sum
+from vcjax.merging.steps.trim import trim
 
 
 @transform("density", "cut")
 def in_shared_space(
-    density: Any = 1.0, elect: bool = True, normalize: bool = True, cut: float = 1e-5
+    density: Coefficient = 1.0, elect: bool = True, normalize: bool = True, cut: float = 1e-5
 ) -> Transform:
     """Merges task matrices by their parts of one joint SVD; see `knots`."""
     checked("density", density, 0, 1)
     steps: list[Transform] = [trim(density)]
     steps += [elect_sign(), disjoint_mean(normalize)] if elect else [weighted_sum(normalize)]
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.view is None:
             inner = stack
             for step in steps:
@@ -51,8 +45,8 @@ def in_shared_space(
 
 @recipe
 def knots(
-    density: Any = 0.2,
-    scale: Any = 1.0,
+    density: Coefficient = 0.2,
+    scale: Coefficient = 1.0,
     elect: bool = True,
     normalize: bool = True,
     cut: float = 1e-5,

@@ -1,13 +1,13 @@
 """Localize-and-Stitch: sparse regions of each task, stitched into the base."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import safe_divide, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
 from vcjax.merging.recipes.ties import trim_model
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 
 
@@ -15,7 +15,7 @@ from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 def stitch() -> Transform:
     r"""The mean over the models whose mask covers an element, :math:`\sum mτ / \sum m`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         weighted = list(zip(stack.weights, stack.values, strict=True))
         covered = total(jnp.where(x != 0, w, 0) for w, x in weighted)
         return merged(stack, safe_divide(total(w * x for w, x in weighted), covered))
@@ -24,7 +24,7 @@ def stitch() -> Transform:
 
 
 @recipe
-def localize_and_stitch(density: Any = 0.05, scale: Any = 1.0) -> MergeMethod:
+def localize_and_stitch(density: Coefficient = 0.05, scale: Coefficient = 1.0) -> MergeMethod:
     r"""Localize-and-Stitch: the largest changes of each whole model, averaged where they meet.
 
     :math:`b + λ \sum m_i τ_i / \sum m_i`, masks by magnitude over the whole model

@@ -1,8 +1,5 @@
 """Model Stock: how far to go from the base to the mean, from the angles between models."""
 
-from dataclasses import replace
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +7,12 @@ import numpy as np
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
 from vcjax.merging.kernels.linalg import safe_divide
-from vcjax.merging.method import MergeMethod, Stack, Transform, chosen, recipe, transform
+from vcjax.merging.makers import chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
-from vcjax.merging.steps.sliced import Sliced, on_slices
+from vcjax.merging.steps.sliced import Sliced
 
 
 @transform("eps")
@@ -21,16 +20,23 @@ def stock_ratio(average: str = "cosine", axis: int | None = None, eps: float = 1
     """The mean task vector times Model Stock's ratio t."""
     chosen("average", average, "cosine", "angle")
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         n = len(stack.values)
         products = g.gram(stack.values, axis if stack.values[0].ndim else None)
         mean = sum(stack.values[1:], stack.values[0]) / n
-        return merged(replace(stack), stock_share(products, average, eps) * mean)
+        return merged(stack, stock_share(products, average, eps) * mean)
 
-    return Transform(apply, models=(2, None))
+    def coefficients(products: Products, weights: Share) -> Share:
+        models = products.shape[0]
+        return jnp.broadcast_to(stock_share(products, average, eps) / models, (models,))
+
+    def slices(dtype: np.dtype) -> Sliced | None:
+        return by_gram(coefficients) if axis is None else None
+
+    return Transform(apply, models=(2, None), slices=slices)
 
 
-def stock_share(products: jax.Array, average: str, eps: float) -> jax.Array:
+def stock_share(products: Products, average: str, eps: float) -> jax.Array:
     """Model Stock's ratio t, given the Gram matrix of the task vectors."""
     n = products.shape[0]
     lengths = g.norms(products)
@@ -74,15 +80,3 @@ def model_stock(
     """
     ratio = stock_ratio(average, -1 if filter_wise else None, eps)
     return chain(task_vectors(), ratio, add_base())
-
-
-@on_slices("stock_ratio")
-def _stock_ratio(dtype: np.dtype, average: str, axis: int | None, eps: float) -> Sliced | None:
-    if axis is not None:
-        return None
-
-    def coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
-        models = products.shape[0]
-        return jnp.broadcast_to(stock_share(products, average, eps) / models, (models,))
-
-    return by_gram(coefficients)

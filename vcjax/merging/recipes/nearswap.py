@@ -1,19 +1,19 @@
 """NearSwap: elements of another model where it is near."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import merged
 
 
 @transform()
-def swap_near(t: Any) -> Transform:
+def swap_near(t: Coefficient) -> Transform:
     """Moves to the second model where the two are nearer than `t`, by t/distance elsewhere."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         a, b = stack.values
         distance = jnp.abs(a - b)
         near = distance <= t
@@ -24,7 +24,7 @@ def swap_near(t: Any) -> Transform:
 
 
 @recipe
-def nearswap(t: Any = 1e-4) -> MergeMethod:
+def nearswap(t: Coefficient = 1e-4) -> MergeMethod:
     r"""Takes the second model where both nearly agree: :math:`w = \min(1, t / |a - b|)`.
 
     `w b + (1 - w) a`. `base=` may be given in place of the first model.

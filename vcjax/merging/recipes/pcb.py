@@ -5,7 +5,6 @@ histograms of 16 bits, summed over the leaves, find them without a sort.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,9 @@ from jax import lax
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import safe_divide, total
 from vcjax.merging.kernels.top_k import DIGIT, choose_digit, count, histogram
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import add_base, merged, scale_by, task_vectors
 
 SIGN = np.uint32(1 << 31)
@@ -69,7 +70,7 @@ def at_ranks(high: jax.Array, low: jax.Array, needs: jax.Array) -> jax.Array:
     return of_key((found << DIGIT) | digit.astype(jnp.uint32))
 
 
-def from_top(size: int, share: Any, last: bool) -> jax.Array:
+def from_top(size: int, share: Coefficient, last: bool) -> jax.Array:
     """Rank from the top (1 is the largest) of the official `int(size * share)` from the bottom.
 
     Args:
@@ -86,7 +87,7 @@ def from_top(size: int, share: Any, last: bool) -> jax.Array:
 
 
 @transform("density", "clip")
-def compete(density: Any = 0.05, clip: Any = 1e-4) -> Transform:
+def compete(density: Coefficient = 0.05, clip: Coefficient = 1e-4) -> Transform:
     """PCB-Merging's balanced mean of task vectors; see `pcb`."""
     checked("density", density, 0, 1)
     checked("clip", clip, 0, 1)
@@ -100,10 +101,10 @@ def compete(density: Any = 0.05, clip: Any = 1e-4) -> Transform:
     def magnitudes(stack: Stack) -> list[jax.Array]:
         return [jnp.abs(x) for x in stack.values]
 
-    def limits(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
+    def limits(stack: Stack, totals: Totals) -> jax.Array:
         return at_ranks(totals[0], totals[1], magnitude_ranks(stack.size))
 
-    def scores(stack: Stack, totals: tuple[Any, ...]) -> list[jax.Array]:
+    def scores(stack: Stack, totals: Totals) -> list[jax.Array]:
         low, high = limits(stack, totals)
         n, whole = len(stack.values), total(stack.values)
         found = []
@@ -112,7 +113,7 @@ def compete(density: Any = 0.05, clip: Any = 1e-4) -> Transform:
             found.append(jnp.exp(n * jnp.square(own)) * jnp.tanh(x * whole))
         return found
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         low, high = limits(stack, totals)
         worst, best = at_ranks(totals[2], totals[3], score_ranks(stack.size))
         top, bottom = [], []
@@ -146,7 +147,9 @@ def shares(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 @recipe
-def pcb(density: Any = 0.05, scale: Any = 1.0, clip: Any = 1e-4) -> MergeMethod:
+def pcb(
+    density: Coefficient = 0.05, scale: Coefficient = 1.0, clip: Coefficient = 1e-4
+) -> MergeMethod:
     r"""PCB-Merging: parameters compete within and between tasks, and the best are averaged.
 
     The score of an element is :math:`e^{N \hat m_i^2} \tanh(τ_i \sum_j τ_j)` with

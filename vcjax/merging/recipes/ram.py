@@ -1,14 +1,16 @@
 """Methods that ask, element by element, which models changed it: SCE, RAM."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import safe_divide, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals, Value
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 
 
@@ -18,21 +20,21 @@ class SharedFold:
 
     epsilon: float
 
-    def init(self, like: jax.Array) -> Any:
+    def init(self, like: Value) -> PyTree:
         """No models yet: the sum of changes and how many changed."""
         return jnp.zeros_like(like), jnp.zeros_like(like)
 
-    def update(self, state: Any, value: jax.Array, weight: jax.Array) -> Any:
+    def update(self, state: PyTree, value: Value, weight: Float[Array, ""]) -> PyTree:
         """One more model."""
         changed = changes(value, self.epsilon)
         return state[0] + jnp.where(changed, value, 0), state[1] + changed
 
-    def finish(self, state: Any) -> jax.Array:
+    def finish(self, state: PyTree) -> Value:
         """The mean of the changes."""
         return safe_divide(*state)
 
 
-def changes(x: jax.Array, epsilon: Any) -> jax.Array:
+def changes(x: jax.Array, epsilon: Coefficient) -> jax.Array:
     """Where a task vector is not zero, to within `epsilon`."""
     return (jnp.abs(x) > epsilon) | jnp.isnan(x)
 
@@ -42,7 +44,7 @@ def shared_mean(epsilon: float = 1e-5) -> Transform:
     """The mean over the models that changed an element by more than `epsilon`."""
     fold = SharedFold(epsilon)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         state = fold.init(stack.values[0])
         for value in stack.values:
             state = fold.update(state, value, stack.weights[0])
@@ -52,10 +54,12 @@ def shared_mean(epsilon: float = 1e-5) -> Transform:
 
 
 @transform()
-def boost_unique(r: Any = 0.1, alpha: Any = 0.2, epsilon: float = 1e-5) -> Transform:
+def boost_unique(
+    r: Coefficient = 0.1, alpha: Coefficient = 0.2, epsilon: Coefficient = 1e-5
+) -> Transform:
     """RAM+: scales the changes that one model made alone; see `ram_plus`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         changed = [changes(x, epsilon) for x in stack.values]
         number = total(m.astype(jnp.int32) for m in changed)
         kept = [jnp.where(m, x, 0) for m, x in zip(changed, stack.values, strict=True)]
@@ -92,7 +96,7 @@ def ram(epsilon: float = 1e-5) -> MergeMethod:
 
 
 @recipe
-def ram_plus(r: Any = 0.1, alpha: Any = 0.2, epsilon: float = 1e-5) -> MergeMethod:
+def ram_plus(r: Coefficient = 0.1, alpha: Coefficient = 0.2, epsilon: float = 1e-5) -> MergeMethod:
     r"""RAM with unique changes scaled up against the dilution of shared ones.
 
     Unique changes of model i are multiplied by :math:`1 + r \min(ρ_i, α)` with

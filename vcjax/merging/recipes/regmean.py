@@ -1,7 +1,6 @@
 """RegMean and MaTS: least squares over Gram matrices of layer inputs."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,14 @@ import jax.numpy as jnp
 from vcjax import errors
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import conjugate_gradients, matmul, solve_towards, total
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, recipe, transform
+from vcjax.merging.makers import checked, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import merged
 from vcjax.merging.steps.matrix import weighted_mean
 
 
-def gram_system(stack: Stack, shrink: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+def gram_system(stack: Stack, shrink: Coefficient) -> tuple[jax.Array, jax.Array, jax.Array]:
     r""":math:`\sum w_i Ĝ_i`, :math:`\sum w_i Ĝ_i W_i` and the mean, all `[layer, in, out]`."""
     view = stack.view
     assert view is not None
@@ -37,11 +38,11 @@ def gram_system(stack: Stack, shrink: Any) -> tuple[jax.Array, jax.Array, jax.Ar
 
 
 @transform("damping")
-def gram_mean(shrink: Any = 0.9, damping: float = 1e-4) -> Transform:
+def gram_mean(shrink: Coefficient = 0.9, damping: float = 1e-4) -> Transform:
     """The mean weighted by Gram matrices, solved directly; see `regmean`."""
     checked("shrink", shrink, 0, 1)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.statistics is None or stack.view is None:
             return merged(stack, weighted_mean(stack))
         left, right, mean = gram_system(stack, shrink)
@@ -52,7 +53,7 @@ def gram_mean(shrink: Any = 0.9, damping: float = 1e-4) -> Transform:
 
 
 @recipe
-def regmean(shrink: Any = 0.9, damping: float = 1e-4) -> MergeMethod:
+def regmean(shrink: Coefficient = 0.9, damping: float = 1e-4) -> MergeMethod:
     r"""RegMean: the linear layer that best agrees with all models on their own inputs.
 
     :math:`W = (\sum w_i Ĝ_i)^{-1} \sum w_i Ĝ_i W_i`, W as `[in, out]`, :math:`Ĝ_i`
@@ -82,11 +83,11 @@ def regmean(shrink: Any = 0.9, damping: float = 1e-4) -> MergeMethod:
 
 @transform("rtol")
 def gram_iterations(
-    iterations: int = 10, shrink: Any = 1.0, rtol: float = 1e-5, start: str = "mean"
+    iterations: int = 10, shrink: Coefficient = 1.0, rtol: float = 1e-5, start: str = "mean"
 ) -> Transform:
     """The mean weighted by Gram matrices, by conjugate gradients; see `mats`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.statistics is None or stack.view is None:
             return merged(stack, weighted_mean(stack))
         left, right, mean = gram_system(stack, shrink)
@@ -103,7 +104,7 @@ def gram_iterations(
 
 @recipe
 def mats(
-    iterations: int = 10, shrink: Any = 1.0, rtol: float = 1e-5, start: str = "mean"
+    iterations: int = 10, shrink: Coefficient = 1.0, rtol: float = 1e-5, start: str = "mean"
 ) -> MergeMethod:
     r"""MaTS: RegMean's system, a few conjugate gradient steps from a merged model.
 

@@ -1,6 +1,4 @@
-"""Methods on the sphere: SLERP, NuSLERP, multi-SLERP, Karcher mean, Model Stock."""
-
-from typing import Any
+"""SLERP of two models on the sphere, and NuSLERP, by weights."""
 
 import jax
 import jax.numpy as jnp
@@ -9,25 +7,30 @@ from jax import lax
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels import gram as g
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Products, Share, Totals
 from vcjax.merging.steps.basic import add_base, merged, task_vectors
 from vcjax.merging.steps.combination import by_gram
-from vcjax.merging.steps.sliced import Sliced, on_slices
+from vcjax.merging.steps.sliced import Sliced
 
 
 @transform()
-def arc(t: Any = 0.5, threshold: float = 0.9995) -> Transform:
+def arc(t: Coefficient = 0.5, threshold: Coefficient = 0.9995) -> Transform:
     """The point at `t` of the arc between two models; of the chord if nearly colinear."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
-        coefficients = arc_coefficients(g.gram(stack.values), stack.weights, t, threshold)
-        return merged(stack, g.combine(coefficients, stack.values))
+    def coefficients(products: Products, weights: Share) -> Share:
+        return arc_coefficients(products, weights, t, threshold)
 
-    return Transform(apply, models=(2, 2))
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
+        shares = coefficients(g.gram(stack.values), stack.weights)
+        return merged(stack, g.combine(shares, stack.values))
+
+    return Transform(apply, models=(2, 2), slices=lambda dtype: by_gram(coefficients))
 
 
 def arc_coefficients(
-    products: jax.Array, weights: jax.Array, t: Any, threshold: float
+    products: Products, weights: Share, t: Coefficient, threshold: Coefficient
 ) -> jax.Array:
     """What `arc` multiplies the two models by, given their Gram matrix."""
     cosine = g.unit_gram(products, g.norms(products))[0, 1]
@@ -36,7 +39,7 @@ def arc_coefficients(
 
 
 @recipe
-def slerp(t: Any = 0.5) -> MergeMethod:
+def slerp(t: Coefficient = 0.5) -> MergeMethod:
     r"""Spherical linear interpolation of two models, leaf by leaf.
 
     .. math:: \frac{\sin((1-t)θ)\,a + \sin(tθ)\,b}{\sin θ}, \quad
@@ -64,16 +67,19 @@ def slerp(t: Any = 0.5) -> MergeMethod:
 def weighted_arc(flatten: bool = True, row_wise: bool = False) -> Transform:
     """The point of the arc between two values at their share of weight, maybe per row."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         a = stack.values[0]
         axis = None if flatten or a.ndim == 0 else (0 if row_wise else -1)
         coefficients = weighted_arc_coefficients(g.gram(stack.values, axis), stack.weights)
         return merged(stack, g.combine(coefficients, stack.values))
 
-    return Transform(apply, models=(2, 2), weighted=True)
+    def slices(dtype: np.dtype) -> Sliced | None:
+        return by_gram(weighted_arc_coefficients) if flatten else None
+
+    return Transform(apply, models=(2, 2), weighted=True, slices=slices)
 
 
-def weighted_arc_coefficients(products: jax.Array, weights: jax.Array) -> jax.Array:
+def weighted_arc_coefficients(products: Products, weights: Share) -> Share:
     """What `weighted_arc` multiplies the two values by, given their Gram matrix."""
     lengths = jnp.maximum(g.norms(products), 1e-7)
     cosine = jnp.clip(products[0, 1] / (lengths[0] * lengths[1]), -1, 1)
@@ -103,13 +109,3 @@ def nuslerp(flatten: bool = True, row_wise: bool = False) -> MergeMethod:
         2.5
     """
     return chain(task_vectors(False), weighted_arc(flatten, row_wise), add_base(False))
-
-
-@on_slices("arc")
-def _arc(dtype: np.dtype, t: Any, threshold: float) -> Sliced | None:
-    return by_gram(lambda products, weights: arc_coefficients(products, weights, t, threshold))
-
-
-@on_slices("weighted_arc")
-def _weighted_arc(dtype: np.dtype, flatten: bool, row_wise: bool) -> Sliced | None:
-    return by_gram(weighted_arc_coefficients) if flatten else None

@@ -1,14 +1,15 @@
 """Task arithmetic: the base plus a weighted sum of task vectors."""
 
-from typing import Any
-
 from vcjax.merging.compose import chain
-from vcjax.merging.method import MergeMethod, recipe
-from vcjax.merging.steps.basic import add_base, scale_by, task_vectors, weighted_sum
+from vcjax.merging.makers import recipe
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.shapes import Coefficient
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
+from vcjax.merging.steps.reductions import weighted_sum
 
 
 @recipe
-def task_arithmetic(scale: Any = 1.0, normalize: bool = False) -> MergeMethod:
+def task_arithmetic(scale: Coefficient = 1.0, normalize: bool = False) -> MergeMethod:
     r"""Adds task vectors to the base: :math:`b + λ \sum w_i (x_i - b)`.
 
     Source: Ilharco et al., 2023 ("Editing models with task arithmetic"), §2; scale

@@ -1,7 +1,5 @@
 """Methods that drop parts of task vectors: TIES, DARE, Breadcrumbs, DELLA."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -16,23 +14,18 @@ from vcjax.merging.kernels.top_k import (
     keep_mask,
     magnitude_keys,
 )
-from vcjax.merging.method import MergeMethod, Stack, Transform, checked, chosen, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    disjoint_mean,
-    elect_sign,
-    keep_where,
-    mapped,
-    scale_by,
-    task_vectors,
-    trim,
-)
+from vcjax.merging.makers import checked, chosen, recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Coefficients, Totals
+from vcjax.merging.steps.basic import add_base, keep_where, mapped, scale_by, task_vectors
+from vcjax.merging.steps.reductions import disjoint_mean, elect_sign
+from vcjax.merging.steps.trim import trim
 
 
 @recipe
 def ties(
-    density: Any = 0.2,
-    scale: Any = 1.0,
+    density: Coefficients = 0.2,
+    scale: Coefficient = 1.0,
     normalize: bool = True,
     tie_rule: str = "exact",
     rounding: str = "ceil",
@@ -72,7 +65,7 @@ def ties(
 
 
 @transform("density")
-def trim_model(density: Any, tie_rule: str = "exact") -> Transform:
+def trim_model(density: Coefficient, tie_rule: str = "exact") -> Transform:
     r"""Keeps the largest :math:`⌈density·n⌉` magnitudes of each whole model.
 
     Two histograms of 16 bits, summed over the leaves, give the threshold; among
@@ -92,28 +85,28 @@ def trim_model(density: Any, tie_rule: str = "exact") -> Transform:
     def wanted(stack: Stack) -> jax.Array:
         return jnp.asarray(count(density, stack.size), jnp.int32)
 
-    def high_digits(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
+    def high_digits(stack: Stack, totals: Totals) -> jax.Array:
         return jnp.stack([histogram(k, DIGIT, 0) for k in keys(stack)])
 
-    def low_digits(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
+    def low_digits(stack: Stack, totals: Totals) -> jax.Array:
         high, _, _ = jax.vmap(choose_digit, (0, None))(totals[0], wanted(stack))
         prefixes = high.astype(jnp.uint32)
         return jnp.stack([histogram(k, 0, p) for k, p in zip(keys(stack), prefixes, strict=True)])
 
-    def thresholds(stack: Stack, totals: tuple[Any, ...]) -> Threshold:
+    def thresholds(stack: Stack, totals: Totals) -> Threshold:
         k = wanted(stack)
         high, above, _ = jax.vmap(choose_digit, (0, None))(totals[0], k)
         low, more, equal = jax.vmap(choose_digit)(totals[1], k - above)
         key = (high.astype(jnp.uint32) << DIGIT) | low.astype(jnp.uint32)
         return Threshold(key, above + more, equal)
 
-    def ties_by_leaf(stack: Stack, totals: tuple[Any, ...]) -> jax.Array:
+    def ties_by_leaf(stack: Stack, totals: Totals) -> jax.Array:
         found = thresholds(stack, totals).key
         here = [jnp.sum(k == t, dtype=jnp.int32) for k, t in zip(keys(stack), found, strict=True)]
         place = jnp.arange(stack.leaves)[:, None] == stack.at
         return jnp.where(place, jnp.stack(here), 0)
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         found = thresholds(stack, totals)
         ties = totals[2]
         before = jnp.sum(jnp.where(jnp.arange(stack.leaves)[:, None] < stack.at, ties, 0), axis=0)
@@ -134,7 +127,9 @@ def trim_model(density: Any, tie_rule: str = "exact") -> Transform:
 
 
 @recipe
-def ties_whole(density: Any = 0.2, scale: Any = 1.0, tie_rule: str = "exact") -> MergeMethod:
+def ties_whole(
+    density: Coefficient = 0.2, scale: Coefficient = 1.0, tie_rule: str = "exact"
+) -> MergeMethod:
     """TIES with one threshold per model instead of per leaf, as the paper has it.
 
     Source: Yadav et al., 2023 (arXiv 2306.01708), whose code trims the flattened

@@ -1,25 +1,27 @@
 """Methods on the singular vectors of task matrices: TSV-Merge, Iso-C, Iso-CTS, KnOTS, WUDI."""
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from vcjax.merging.compose import chain
 from vcjax.merging.kernels.linalg import (
     matmul,
     polar,
 )
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
-from vcjax.merging.steps.basic import (
-    add_base,
-    scale_by,
-    task_vectors,
-)
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
+from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
 from vcjax.merging.steps.matrix import matrices, mean_vector, restored
 
 
-def triples(x: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def triples(
+    x: Float[Array, "*layers rows columns"], rank: int
+) -> tuple[
+    Float[Array, "*layers rows rank"],
+    Float[Array, "*layers rank"],
+    Float[Array, "*layers rank columns"],
+]:
     """The `rank` leading singular triples `[…, m, k], […, k], […, k, n]`."""
     u, s, v = jnp.linalg.svd(x, full_matrices=False)
     return u[..., :rank], s[..., :rank], v[..., :rank, :]
@@ -29,7 +31,7 @@ def triples(x: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 def decorrelated_sum() -> Transform:
     """TSV-Merge of task matrices; see `tsv`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.view is None:
             return mean_vector(stack)
         tasks = matrices(stack)
@@ -44,7 +46,7 @@ def decorrelated_sum() -> Transform:
 
 
 @recipe
-def tsv(scale: Any = 1.0) -> MergeMethod:
+def tsv(scale: Coefficient = 1.0) -> MergeMethod:
     r"""TSV-Merge: the top singular vectors of each task, made orthogonal to each other.
 
     The r/N leading triples of each task matrix are concatenated, both sides

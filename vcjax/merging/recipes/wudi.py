@@ -1,7 +1,5 @@
 """WUDI: the merged task matrix that interferes least with each task."""
 
-from typing import Any
-
 import jax.numpy as jnp
 
 from vcjax import errors
@@ -13,7 +11,9 @@ from vcjax.merging.kernels.linalg import (
     total,
     transpose,
 )
-from vcjax.merging.method import MergeMethod, Stack, Transform, recipe, transform
+from vcjax.merging.makers import recipe, transform
+from vcjax.merging.method import MergeMethod, Stack, Transform
+from vcjax.merging.shapes import Coefficient, Totals
 from vcjax.merging.steps.basic import add_base, scale_by, task_vectors
 from vcjax.merging.steps.matrix import matrices, mean_vector, restored
 
@@ -24,7 +24,7 @@ def least_interference(
 ) -> Transform:
     """The task matrix that interferes least with all tasks; see `wudi`."""
 
-    def apply(stack: Stack, totals: tuple[Any, ...] = ()) -> Stack:
+    def apply(stack: Stack, totals: Totals = ()) -> Stack:
         if stack.view is None:
             return mean_vector(stack)
         tasks = matrices(stack)
@@ -47,7 +47,10 @@ def least_interference(
 
 @recipe
 def wudi(
-    scale: Any = 1.0, iterations: int | None = None, damping: float = 1e-4, rtol: float = 1e-5
+    scale: Coefficient = 1.0,
+    iterations: int | None = None,
+    damping: float = 1e-4,
+    rtol: float = 1e-5,
 ) -> MergeMethod:
     r"""WUDI: the task matrix that interferes least with each task's own row space.
 

@@ -1,8 +1,8 @@
 """Methods on slices of leaves, so that no leaf need be in memory whole.
 
-Steps that treat every element alone run on any slice. Of the others, those in
-`SLICED` say how they do it: by measures (histograms, inner products) that add up
-over slices, conclusions drawn from the sums, and what is then done to a slice.
+Steps that treat every element alone run on any slice. Of the others, those with
+`Transform.slices` say how they do it: by measures (histograms, inner products) that
+add up over slices, conclusions drawn from the sums, and what is then done to a slice.
 Slices of a leaf are visited in order, once per measure and once to merge.
 
 A slice is a flat piece of the leaf in C order; where random numbers or ranks in a
@@ -11,15 +11,20 @@ which change no sum, and are the last among equal magnitudes.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from vcjax.merging.kernels.host_counts import Quota
-from vcjax.merging.method import Stack, Transform
+from vcjax.merging.method import Apply, Stack, Transform
 
-Facts = Any
+Facts = PyTree
 """Numbers that follow from the size of the leaf alone."""
+
+SliceApply = Callable[[Stack, Facts, PyTree, PyTree], tuple[Stack, PyTree]]
+"""What is done to a slice: (stack, facts, state, carry) -> (stack, carry)."""
 
 
 class Measure(NamedTuple):
@@ -33,17 +38,17 @@ class Measure(NamedTuple):
             digits below 2^16: what `take` gives, as the host makes it (`Picks`).
     """
 
-    take: Callable[[Stack, Facts, Any], Any]
-    conclude: Callable[[Facts, Any, Any], Any]
+    take: Callable[[Stack, Facts, PyTree], PyTree]
+    conclude: Callable[[Facts, PyTree, PyTree], PyTree]
     on_host: bool = False
-    pick: Callable[[Stack, Facts, Any], Any] | None = None
+    pick: Callable[[Stack, Facts, PyTree], PyTree] | None = None
 
 
 def _nothing(size: int) -> Facts:
     return ()
 
 
-def _no_carry(models: int) -> Any:
+def _no_carry(models: int) -> PyTree:
     return ()
 
 
@@ -60,30 +65,16 @@ class Sliced(NamedTuple):
         quota: (facts, state) -> what of the last measure's picks is kept.
     """
 
-    apply: Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]
+    apply: SliceApply
     measures: tuple[Measure, ...] = ()
     facts: Callable[[int], Facts] = _nothing
-    carry: Callable[[int], Any] = _no_carry
+    carry: Callable[[int], PyTree] = _no_carry
     rows: bool = False
     axes: int = 1
-    quota: Callable[[Facts, Any], Quota] | None = None
+    quota: Callable[[Facts, PyTree], Quota] | None = None
 
 
-SLICED: dict[str, Callable[..., Sliced | None]] = {}
-"""{name of a step: its parameters and the computation's dtype -> how, or None if it cannot}."""
-
-
-def on_slices(name: str) -> Callable[[Callable[..., Sliced | None]], Callable[..., Sliced | None]]:
-    """Decorates what says how a step of some name works on slices."""
-
-    def register(make: Callable[..., Sliced | None]) -> Callable[..., Sliced | None]:
-        SLICED[name] = make
-        return make
-
-    return register
-
-
-def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
+def sliced(step: Transform, dtype: DTypeLike = np.float32) -> Sliced | None:
     """How a step works on slices; None if it must see the leaf.
 
     Args:
@@ -92,16 +83,13 @@ def sliced(step: Transform, dtype: Any = np.float32) -> Sliced | None:
     """
     if step.rounds:
         return None
-    if step.name in SLICED:
-        return SLICED[step.name](np.dtype(dtype), **step.parameters)
+    if step.slices is not None:
+        return step.slices(np.dtype(dtype))
     if step.locality != "element":
         return None
-    return Sliced(plain(step), rows=step.random)
+    return Sliced(plain(step.apply), rows=step.random)
 
 
-def plain(step: Transform) -> Callable[[Stack, Facts, Any, Any], tuple[Stack, Any]]:
+def plain(apply: Apply) -> SliceApply:
     """What a step that treats every element alone does to a slice: the same."""
-    return lambda stack, facts, state, carry: (step.apply(stack, ()), carry)
-
-
-# -- steps -------------------------------------------------------------------------
+    return lambda stack, facts, state, carry: (apply(stack, ()), carry)

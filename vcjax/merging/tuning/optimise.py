@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from vcjax import errors
 from vcjax.merging.compose import keep, partition
 from vcjax.merging.in_memory import merge
-from vcjax.merging.inputs import Tree, by_path, is_mergeable
-from vcjax.merging.method import MergeMethod, chosen
+from vcjax.merging.inputs import RandomKey, Tree, Weights, by_path, has_mean
+from vcjax.merging.makers import chosen
+from vcjax.merging.method import MergeMethod
 from vcjax.merging.tuning.sweep import Make, made, mapped_over, split_arrays
+from vcjax.tree import exactly
 
 Per = Literal["model", "layer", "leaf"]
 Variables = dict[str, jax.Array]
@@ -45,17 +49,17 @@ class Optimised:
 
 def optimise(
     method: Make,
-    start: Mapping[str, Any],
-    loss: Callable[..., Any],
+    start: Mapping[str, ArrayLike],
+    loss: Callable[..., Float[Array, ""]],
     trees: Sequence[Tree],
     base: Tree = None,
-    weights: Any = None,
-    statistics: Sequence[Any] | None = None,
-    key: Any = None,
+    weights: Weights | None = None,
+    statistics: Sequence[Tree] | None = None,
+    key: RandomKey | None = None,
     *,
     per: Per = "model",
     by: Literal["gradient", "search"] = "gradient",
-    data: Iterable[Any] | None = None,
+    data: Iterable[PyTree] | None = None,
     steps: int = 100,
     optimizer: optax.GradientTransformation | None = None,
     bounds: Bounds = None,
@@ -120,7 +124,9 @@ def optimise(
     variables = begin(start, len(trees), groups)
     arrays, rebuild = split_arrays((list(trees), base, statistics))
 
-    def losses(variables: Variables, arrays: list[Any], batch: tuple[Any, ...]) -> jax.Array:
+    def losses(
+        variables: Variables, arrays: list[jax.Array], batch: tuple[PyTree, ...]
+    ) -> jax.Array:
         models, ground, numbers = rebuild(arrays)
         whole, learned = assembled(method, variables, groups)
         used = weights if learned is None else learned
@@ -146,7 +152,7 @@ def grouped(tree: Tree, per: Per) -> dict[str, list[str]] | None:
         return None
     found: dict[str, list[str]] = {}
     for path, leaf in by_path(tree).items():
-        if is_mergeable(leaf):
+        if has_mean(leaf):
             group = path if per == "leaf" else layer_of(path)
             found.setdefault(group, []).append(path)
     return found
@@ -155,11 +161,11 @@ def grouped(tree: Tree, per: Per) -> dict[str, list[str]] | None:
 def layer_of(path: str) -> str:
     """The path of the module that a leaf belongs to; of the leaf, at the top of a tree."""
     parent, _, name = path.rpartition("/")
-    # A `nnx.Variable` that is a node of its own keeps its array under this name.
+    # A `nnx.Variable` that holds a tree keeps it under this name.
     return layer_of(parent) if parent and name == "value" else parent or path
 
 
-def begin(start: Mapping[str, Any], n: int, groups: dict[str, list[str]] | None) -> Variables:
+def begin(start: Mapping[str, ArrayLike], n: int, groups: dict[str, list[str]] | None) -> Variables:
     """The coefficients to begin with, one row per group if there are groups."""
     variables = {}
     for name, value in start.items():
@@ -174,7 +180,7 @@ def begin(start: Mapping[str, Any], n: int, groups: dict[str, list[str]] | None)
 
 
 def assembled(
-    method: Make, variables: Mapping[str, Any], groups: dict[str, list[str]] | None
+    method: Make, variables: Mapping[str, jax.Array], groups: dict[str, list[str]] | None
 ) -> tuple[MergeMethod, Any]:
     """The method and the weights that coefficients make."""
     parameters = {name: x for name, x in variables.items() if name != "weights"}
@@ -186,9 +192,9 @@ def assembled(
     for row, paths in enumerate(groups.values()):
         own = made(method, {name: x[row] for name, x in parameters.items()})
         for path in paths:
-            rules[path] = own
+            rules[exactly(path)] = own
             if weights is not None:
-                by_leaf[path] = weights[row]
+                by_leaf[exactly(path)] = weights[row]
     whole = partition(rules, default=keep()) if parameters else made(method, {})
     return whole, by_leaf if weights is not None else None
 
@@ -214,14 +220,14 @@ def clipper(bounds: Bounds) -> Callable[[Variables], Variables]:
     return clip
 
 
-Losses = Callable[[Variables, list[Any], tuple[Any, ...]], jax.Array]
+Losses = Callable[[Variables, list[jax.Array], tuple[PyTree, ...]], jax.Array]
 
 
 def descend(
     losses: Losses,
     variables: Variables,
-    arrays: list[Any],
-    queue: Iterator[tuple[Any, ...]],
+    arrays: list[jax.Array],
+    queue: Iterator[tuple[PyTree, ...]],
     steps: int,
     rule: optax.GradientTransformation,
     clip: Callable[[Variables], Variables],
@@ -230,7 +236,9 @@ def descend(
     """Gradient steps, compiled once; the best coefficients if losses are comparable."""
 
     @jax.jit
-    def step(variables: Variables, state: Any, arrays: list[Any], batch: tuple[Any, ...]) -> Any:
+    def step(
+        variables: Variables, state: PyTree, arrays: list[jax.Array], batch: tuple[PyTree, ...]
+    ) -> Any:
         value, slope = jax.value_and_grad(losses)(variables, arrays, batch)
         change, state = rule.update(slope, state, variables)
         moved: Any = optax.apply_updates(variables, change)
@@ -261,8 +269,8 @@ def finite_start(value: float, history: list[float]) -> float:
 def search(
     losses: Losses,
     variables: Variables,
-    arrays: list[Any],
-    queue: Iterator[tuple[Any, ...]],
+    arrays: list[jax.Array],
+    queue: Iterator[tuple[PyTree, ...]],
     steps: int,
     clip: Callable[[Variables], Variables],
     population: int,
@@ -277,7 +285,11 @@ def search(
 
     @jax.jit
     def step(
-        variables: Variables, sigma: Any, key: Any, arrays: list[Any], data: tuple[Any, ...]
+        variables: Variables,
+        sigma: Float[Array, ""],
+        key: jax.Array,
+        arrays: list[jax.Array],
+        data: tuple[PyTree, ...],
     ) -> Any:
         keys = jax.random.split(key, len(variables))
         candidates = {}

@@ -12,15 +12,23 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import PyTree
 
 from vcjax import errors
+from vcjax.merging import plugins
 from vcjax.merging.in_memory import merge
-from vcjax.merging.inputs import Tree
-from vcjax.merging.method import METHODS, MergeMethod
+from vcjax.merging.inputs import RandomKey, Tree, Weights
+from vcjax.merging.makers import METHODS
+from vcjax.merging.method import MergeMethod
+from vcjax.merging.shapes import Coefficient, Coefficients, Parameters
 
 Make = Callable[..., MergeMethod] | MergeMethod
 INPUTS = ("weights", "key")
 """What a grid may hold beside parameters of the method: arguments of `merge`."""
+
+TRACED = (Coefficient, Coefficients, Any, inspect.Parameter.empty)
+"""How recipes annotate what may be traced; what may not be is annotated by its type."""
 
 NOT_FOUND = (
     jax.errors.ConcretizationTypeError,
@@ -84,15 +92,15 @@ class Sweep:
 
 def sweep(
     method: Make,
-    grid: Mapping[str, Sequence[Any]],
-    evaluate: Callable[[Tree], Any],
+    grid: Mapping[str, Sequence[object]],
+    evaluate: Callable[[Tree], PyTree],
     trees: Sequence[Tree],
     base: Tree = None,
-    weights: Any = None,
-    statistics: Sequence[Any] | None = None,
-    key: Any = None,
+    weights: Weights | None = None,
+    statistics: Sequence[Tree] | None = None,
+    key: RandomKey | None = None,
     *,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     batch: int | None = 1,
 ) -> Sweep:
     """Merges with every combination of some coefficients, and evaluates every merge.
@@ -141,7 +149,9 @@ def sweep(
     points = {name: stacked(name, [row[i] for row in rows]) for i, name in enumerate(moving)}
     arrays, rebuild = split_arrays((list(trees), base, statistics))
 
-    def many(points: dict[str, jax.Array], arrays: list[Any], settings: dict[str, Any]) -> Any:
+    def many(
+        points: dict[str, jax.Array], arrays: list[jax.Array], settings: dict[str, PyTree]
+    ) -> PyTree:
         models, ground, numbers = rebuild(arrays)
 
         def one(point: dict[str, jax.Array]) -> Any:
@@ -175,14 +185,14 @@ def sweep(
 
 
 def gathered(
-    parts: list[Any], axes: Mapping[str, list[Any]], fixed: list[str], moving: list[str]
+    parts: list[PyTree], axes: Mapping[str, list[object]], fixed: list[str], moving: list[str]
 ) -> Any:
     """The results of all programs as arrays whose leading axes are the grid's, in order."""
     order = [*fixed, *moving]
     shape = [len(axes[name]) for name in order]
     back = [order.index(name) for name in axes]
 
-    def gather(*columns: Any) -> np.ndarray:
+    def gather(*columns: ArrayLike) -> np.ndarray:
         whole = np.stack([np.asarray(x) for x in columns])
         rest = whole.shape[2:] if moving else whole.shape[1:]
         whole = whole.reshape(*shape, *rest)
@@ -191,7 +201,9 @@ def gathered(
     return jax.tree.map(gather, *parts)
 
 
-def mapped_over(one: Callable[[Any], Any], points: Any, number: int, batch: int | None) -> Any:
+def mapped_over(
+    one: Callable[[PyTree], PyTree], points: PyTree, number: int, batch: int | None
+) -> Any:
     """`one` of every point: `batch` of them at once."""
     if not points:
         return one({})
@@ -200,7 +212,7 @@ def mapped_over(one: Callable[[Any], Any], points: Any, number: int, batch: int 
     return lax.map(one, points, batch_size=None if batch == 1 else batch)
 
 
-def made(method: Make, parameters: Mapping[str, Any]) -> MergeMethod:
+def made(method: Make, parameters: Parameters) -> MergeMethod:
     """The method with these parameters.
 
     Raises:
@@ -210,8 +222,8 @@ def made(method: Make, parameters: Mapping[str, Any]) -> MergeMethod:
         make, given = method, dict(parameters)
     elif not parameters:
         return method
-    elif method.name in METHODS:
-        make, given = METHODS[method.name], {**method.parameters, **parameters}
+    elif (found := _recipe(method)) is not None:
+        make, given = found, {**method.parameters, **parameters}
     else:
         raise errors.MergeError(
             f"{method.name} has no coefficients by name",
@@ -227,19 +239,23 @@ def made(method: Make, parameters: Mapping[str, Any]) -> MergeMethod:
     return make(**given)
 
 
-def is_fixed(method: Make, name: str, values: list[Any]) -> bool:
+def _recipe(method: MergeMethod) -> Callable[..., MergeMethod] | None:
+    """The function that made a method of its parameters; None if it was put together."""
+    return METHODS.get(method.name) or plugins.load()[0].get(method.name)
+
+
+def is_fixed(method: Make, name: str, values: Sequence[object]) -> bool:
     """Whether a parameter decides the compiled program, so that each value needs its own."""
     if name in INPUTS:
         return False
     if any(x is None or isinstance(x, (str, bool, Mapping)) for x in values):
         return True
-    make = METHODS.get(method.name) if isinstance(method, MergeMethod) else method
+    make = _recipe(method) if isinstance(method, MergeMethod) else method
     found = inspect.signature(make).parameters.get(name) if make else None
-    # Recipes annotate as Any what may be traced, and by its type what may not.
-    return found is not None and found.annotation not in (Any, inspect.Parameter.empty)
+    return found is not None and found.annotation not in TRACED
 
 
-def stacked(name: str, values: list[Any]) -> jax.Array:
+def stacked(name: str, values: Sequence[object]) -> jax.Array:
     """The values of a coefficient as one array.
 
     Raises:
@@ -252,18 +268,18 @@ def stacked(name: str, values: list[Any]) -> jax.Array:
         raise errors.MergeError(f"{name}: {error}", hint="give numbers, of one shape") from error
 
 
-def as_seed(key: Any) -> Any:
+def as_seed(key: PyTree) -> PyTree:
     """A PRNG key of a traced seed; what `merge` takes, else."""
     traced = isinstance(key, jax.core.Tracer) and jnp.issubdtype(key.dtype, jnp.integer)
     return jax.random.key(key) if traced and key.ndim == 0 else key
 
 
-def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def split_arrays(tree: Tree) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Tree]]:
     """The arrays of a tree, and what puts arrays in their places beside all else."""
     leaves, treedef = jax.tree.flatten(tree)
     places = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
 
-    def rebuild(arrays: list[Any]) -> Any:
+    def rebuild(arrays: list[jax.Array]) -> Tree:
         filled = list(leaves)
         for i, array in zip(places, arrays, strict=True):
             filled[i] = array
@@ -272,7 +288,7 @@ def split_arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [leaves[i] for i in places], rebuild
 
 
-def is_array(leaf: Any) -> bool:
+def is_array(leaf: object) -> bool:
     """Whether a leaf can be an argument of a compiled function."""
     if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
         return True
