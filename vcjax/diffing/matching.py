@@ -27,20 +27,22 @@ from vcjax.tree import LeafSpec, Node, escape, iter_leaves, join
 
 
 class Identified(Protocol):
-    """A leaf with its digest, of a tree in memory or in a manifest.
-
-    Attributes:
-        spec: what it is.
-        digest: leaf digest, hexadecimal.
-        chunks: chunk digests where there are several.
-    """
+    """A leaf with its digest, of a tree in memory or in a manifest."""
 
     @property
-    def spec(self) -> LeafSpec: ...  # noqa: D102
+    def spec(self) -> LeafSpec:
+        """What it is."""
+        ...
+
     @property
-    def digest(self) -> str: ...  # noqa: D102
+    def digest(self) -> str:
+        """Leaf digest, hexadecimal."""
+        ...
+
     @property
-    def chunks(self) -> tuple[bytes, ...]: ...  # noqa: D102
+    def chunks(self) -> tuple[bytes, ...]:
+        """Chunk digests where there are several."""
+        ...
 
 
 Root = Node | Identified

@@ -40,7 +40,7 @@ AbstractCheckpointer = theirs.AbstractCheckpointer
 _T = TypeVar("_T")
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     return getattr(theirs, name)
 
 

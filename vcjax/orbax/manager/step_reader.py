@@ -79,7 +79,7 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         self._keeper.reload()
 
-    def metrics(self, step: int) -> object:
+    def metrics(self, step: int) -> PyTree:
         """The metrics of a step, also of one that was pruned; None if it has none."""
         step = checked_step(step)
         found = self._keeper.index.get(step)
