@@ -138,7 +138,9 @@ def compress_rolled(
     last = jnp.stack([counter, jnp.zeros_like(counter), length, flags])
     permutation = np.asarray(_PERMUTATION)
 
-    def one_round(_: int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_round(
+        _: Integer[Array, ""], carry: tuple[UInt32[Array, "_ lanes"], ...]
+    ) -> tuple[UInt32[Array, "_ lanes"], ...]:
         a, b, c, d, m = carry
         a, b, c, d = _mix(a, b, c, d, m[0:8:2], m[1:8:2])
         b, c, d = (jnp.roll(x, -by, axis=0) for x, by in ((b, 1), (c, 2), (d, 3)))

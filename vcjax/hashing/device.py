@@ -116,11 +116,11 @@ def _programs(devices: tuple[Device, ...]) -> tuple[Callable[..., Array], Callab
 
     @functools.partial(jax.jit, static_argnames="levels")
     def hash_tiles(
-        tiles: UInt32[Array, "16*devices 16 16 slots"],
-        tables: UInt32[Array, "3*devices slots"],
+        tiles: UInt32[Array, "blocks 16 16 slots"],
+        tables: UInt32[Array, "tables slots"],
         *,
         levels: int,
-    ) -> UInt32[Array, "8*devices slots"]:
+    ) -> UInt32[Array, "words slots"]:
         kernel = functools.partial(blake3.hash_tile, levels=levels, unrolled=unrolled)
         return together(kernel)(tiles, tables)
 

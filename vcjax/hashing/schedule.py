@@ -127,8 +127,8 @@ def _packed(tasks: list[Task], slots: int) -> tuple[Content, list[Task]]:
 
 def message_tables(
     slots: int, contents: list[Content]
-) -> tuple[UInt32[np.ndarray, "3*devices slots"], Int32[np.ndarray, "devices messages"]]:
-    """The messages of the tiles as `blake3.hash_tile` takes them, and their first slots.
+) -> tuple[UInt32[np.ndarray, "tables slots"], Int32[np.ndarray, "devices messages"]]:
+    """The messages of the tiles as `blake3.hash_tile` takes them, end to end, and first slots.
 
     The number of first slots is rounded up to a power of two, so that few
     programs are compiled.

@@ -81,7 +81,7 @@ def _paste(
 def _place(
     tile: blake3.Tile,
     sources: tuple[Shaped[Array, "..."], ...],
-    where: Int32[Array, "sources axes+1"],
+    where: Int32[Array, "sources places"],
     *,
     shape: tuple[int, ...],
     chunk: int,
