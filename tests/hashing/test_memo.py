@@ -36,10 +36,10 @@ def test_an_unchanged_object_is_digested_once(counted):
     model = leaf(jnp.arange(10) * 2)
     first = digest_leaves(model, memo=memo)
     assert digest_leaves(model, memo=memo) == first
-    assert counted == [1, 0]
+    assert counted == [1]
     equal = leaf(jnp.arange(10) * 2)
     assert digest_leaves(equal, memo=memo) == first
-    assert counted == [1, 0, 1]
+    assert counted == [1, 1]
 
 
 def test_changed_numpy_memory_under_a_jax_array_is_seen():

@@ -1,7 +1,6 @@
 """Which leaves are taken together, and which chunks are read. Needs no JAX."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 
 def batches(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
@@ -23,7 +22,7 @@ def batches(sizes: Mapping[str, int], limit: int) -> Iterator[list[str]]:
         yield batch
 
 
-def differing(old: Sequence[Any], new: Sequence[Any]) -> tuple[int, ...] | None:
+def differing(old: Sequence[bytes], new: Sequence[bytes]) -> tuple[int, ...] | None:
     """The numbers of the chunks that differ, from two lists of chunk digests; None: unknown."""
     if not old or len(old) != len(new):
         return None

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+from jaxtyping import Shaped
 
 from vcjax import tree
 from vcjax.hashing import chunk_count, chunk_ranges, chunk_runs, chunk_shape, chunk_slices
@@ -31,8 +32,8 @@ class Content(Protocol):
         """
         ...
 
-    def read(self, path: str, first: int, last: int) -> np.ndarray:
-        """Chunks `first` … `last` of a leaf as one flat, canonical host array.
+    def read(self, path: str, first: int, last: int) -> Shaped[np.ndarray, " elements"]:
+        """Chunks `first` … `last` of a leaf as one canonical host array.
 
         They lie in a row along the axis that is cut (`vcjax.hashing.chunk_runs`). May be
         called from several threads at once.
@@ -77,20 +78,22 @@ def runs(spec: tree.LeafSpec, chunks: Sequence[int] | None = None) -> Iterator[R
             yield Run(start, end, spans[start][0] // width, spans[end][1] // width)
 
 
-def aligned(size: int, dtype: np.dtype) -> np.ndarray:
+def aligned(size: int, dtype: np.dtype) -> Shaped[np.ndarray, " size"]:
     """Uninitialised memory that JAX on a CPU can use in place: it asks for 64 bytes."""
     memory = np.empty(size * dtype.itemsize + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size * dtype.itemsize].view(dtype)
 
 
-def flat(content: Content, path: str, spec: tree.LeafSpec) -> Iterator[tuple[int, np.ndarray]]:
+def flat(
+    content: Content, path: str, spec: tree.LeafSpec
+) -> Iterator[tuple[int, Shaped[np.ndarray, " elements"]]]:
     """A leaf from its beginning to its end: (place of the first element, elements)."""
     for run in runs(spec):
         yield run.start, content.read(path, run.first, run.last)
 
 
-def whole(content: Content, path: str, spec: tree.LeafSpec) -> np.ndarray:
+def whole(content: Content, path: str, spec: tree.LeafSpec) -> Shaped[np.ndarray, "..."]:
     """A whole leaf, canonical."""
     count = chunk_count(spec.shape, tree.itemsize(spec.dtype))
     found = np.empty(math.prod(spec.shape), tree.storage_dtype(spec.dtype))
@@ -104,18 +107,18 @@ class TreeContent:
     """The array leaves of a tree in memory; those on an accelerator are fetched in runs.
 
     Args:
-        leaves: `vcjax.tree.Leaf`s by leaf path.
+        leaves: by leaf path.
     """
 
     lazy = False
 
-    def __init__(self, leaves: Mapping[str, Any]):
+    def __init__(self, leaves: Mapping[str, tree.Leaf]):
         self._leaves = leaves
 
     def prepare(self, paths: Sequence[str]) -> None:
         """Nothing to do: all is in memory."""
 
-    def read(self, path: str, first: int, last: int) -> np.ndarray:
+    def read(self, path: str, first: int, last: int) -> Shaped[np.ndarray, " elements"]:
         """See `Content`."""
         leaf = self._leaves[path]
         shape, width = leaf.spec.shape, tree.itemsize(leaf.spec.dtype)

@@ -1,22 +1,19 @@
 """Comparing two trees by their digests. Needs no JAX."""
 
-from typing import Any
-
 from vcjax.diffing.batch import differing
-from vcjax.diffing.matching import Matching, Similar
+from vcjax.diffing.matching import Identified, Matching, Root, Similar
 from vcjax.diffing.treediff import LeafChange, TreeDiff
 from vcjax.tree import Node, join, leaf_dict
 
 
-def compare(old: Any, new: Any, similar: Similar | None = None) -> TreeDiff:
+def compare(old: Root, new: Root, similar: Similar | None = None) -> TreeDiff:
     """What changed from one tree to another, without figures.
 
     A leaf whose content appears under a new path, and is gone from its old one,
     counts as moved; `vcjax.diffing.matching` says how leaves are matched.
 
     Args:
-        old: a `Node` tree, or single leaf, whose payloads have `spec` and `digest`,
-            and `chunks` where there are several (such as the root of a manifest).
+        old: a tree, such as the root of a manifest.
         new: likewise.
         similar: compares the contents of leaves that are matched neither by name nor
             by digest; without it no data are read.
@@ -46,7 +43,11 @@ def compare(old: Any, new: Any, similar: Similar | None = None) -> TreeDiff:
 
 
 def _origins(
-    old: Any, new: Any, before: dict[str, Any], after: dict[str, Any], similar: Similar | None
+    old: Root,
+    new: Root,
+    before: dict[str, Identified],
+    after: dict[str, Identified],
+    similar: Similar | None,
 ) -> dict[str, str]:
     """{path in the new tree: path in the old one} of the leaves that are in both."""
     sides = [[(path, leaf.digest) for path, leaf in side.items()] for side in (before, after)]
@@ -57,16 +58,15 @@ def _origins(
     return dict(Matching(exchanged).match(new, old))
 
 
-def _shared(old: Any, new: Any) -> float:
+def _shared(old: Identified, new: Identified) -> float:
     """The fraction of chunks that two leaves have alike."""
-    chunks = getattr(old, "chunks", ())
     if str(old.spec) != str(new.spec):
         return 0.0
-    different = differing(chunks, getattr(new, "chunks", ()))
-    return 0.0 if different is None else 1 - len(different) / len(chunks)
+    different = differing(old.chunks, new.chunks)
+    return 0.0 if different is None else 1 - len(different) / len(old.chunks)
 
 
-def _structure(old: Any, new: Any) -> tuple[str, ...]:
+def _structure(old: Root, new: Root) -> tuple[str, ...]:
     """Paths of the containers that differ in a way that no leaf shows."""
     before, after = _containers(old), _containers(new)
     leaves = leaf_dict(old).keys() | leaf_dict(new).keys()
@@ -82,9 +82,9 @@ def _structure(old: Any, new: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _containers(root: Any) -> dict[str, Node]:
+def _containers(root: Root) -> dict[str, Node]:
     found: dict[str, Node] = {}
-    stack: list[tuple[str | None, Any]] = [(None, root)]
+    stack: list[tuple[str | None, Root]] = [(None, root)]
     while stack:
         path, node = stack.pop()
         if isinstance(node, Node):

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from vcjax.hashing import LeafDigest, digest_leaves
-from vcjax.tree import Leaf, LeafSpec, leaf_dict, map_leaves
+from vcjax.tree import Leaf, LeafSpec, Node, leaf_dict, map_leaves
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,9 @@ class DigestedLeaf:
     chunks: tuple[bytes, ...] = ()
 
 
-def digested(root: Any, known: Mapping[str, LeafDigest] | None = None) -> Any:
+def digested(
+    root: Node | Leaf, known: Mapping[str, LeafDigest] | None = None
+) -> Node | DigestedLeaf:
     """The same tree with `DigestedLeaf`s at its leaves.
 
     Args:

@@ -1,10 +1,13 @@
 """How far two trees are apart, as two numbers. Needs no JAX."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vcjax.diffing.treediff import LeafChange
 
 
-def divergences(changes: Iterable[Any], structure: Sequence[str]) -> tuple[float, float]:
+def divergences(changes: Iterable["LeafChange"], structure: Sequence[str]) -> tuple[float, float]:
     """The structural and the contextual divergence of two trees.
 
     Both are 1 − 2 Σ c / (n_old + n_new), a Dice distance, over the leaves of
@@ -22,7 +25,7 @@ def divergences(changes: Iterable[Any], structure: Sequence[str]) -> tuple[float
     modules that differ in content.
 
     Args:
-        changes: `LeafChange`s, unchanged ones included.
+        changes: unchanged ones included.
         structure: paths of containers of another kind, or that one tree lacks.
 
     Returns:

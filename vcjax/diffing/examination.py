@@ -7,6 +7,7 @@ from typing import Any, Literal
 from vcjax.diffing.batch import differing
 from vcjax.diffing.contents import Content
 from vcjax.diffing.digest_comparison import compare
+from vcjax.diffing.matching import Identified, Root
 from vcjax.diffing.measurement import BATCH_BYTES, Pair, measure
 from vcjax.diffing.relations import kept, permutation
 from vcjax.diffing.sampler import Sampler
@@ -18,8 +19,8 @@ from vcjax.tree import key_impl, leaf_dict
 Stats = bool | Literal["whole", "full"]
 """Whether to compute figures: of what differs alone, of whole leaves, and all of them."""
 
-Side = tuple[Any, Content]
-"""A tree of digested leaves (see `compare`), and where their contents are."""
+Side = tuple[Root, Content]
+"""A tree of leaves with digests, and where their contents are."""
 
 
 def examine(
@@ -69,13 +70,14 @@ def examine(
 
 
 def _pair(
-    change: LeafChange, before: Mapping[str, Any], after: Mapping[str, Any], lazy: bool
+    change: LeafChange,
+    before: Mapping[str, Identified],
+    after: Mapping[str, Identified],
+    lazy: bool,
 ) -> Pair:
     origin = change.old_path if change.old_path is not None else change.path
     one, other = before[origin], after[change.path]
-    chunks = None
-    if lazy:
-        chunks = differing(getattr(one, "chunks", ()), getattr(other, "chunks", ()))
+    chunks = differing(one.chunks, other.chunks) if lazy else None
     return Pair(change.path, origin, other.spec, chunks)
 
 

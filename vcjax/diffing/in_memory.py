@@ -1,22 +1,20 @@
 """Comparing two trees in memory."""
 
-from typing import Any, Literal
+from jaxtyping import PyTree
 
 from vcjax.diffing.contents import TreeContent
 from vcjax.diffing.digested import digested
-from vcjax.diffing.examination import examine
+from vcjax.diffing.examination import Stats, examine
 from vcjax.diffing.threeway import examine_sides
 from vcjax.diffing.treediff import TreeDiff
 from vcjax.tree import flatten, leaf_dict
 
 
-def diff(
-    a: Any, b: Any, base: Any = None, stats: bool | Literal["whole", "full"] = True
-) -> TreeDiff:
+def diff(a: PyTree, b: PyTree, base: PyTree = None, stats: Stats = True) -> TreeDiff:
     """What changed from tree `a` to tree `b`.
 
     Args:
-        a: the old PyTree: arrays, PRNG keys and plain values at its leaves.
+        a: the old tree: arrays, PRNG keys and plain values at its leaves.
         b: the new one.
         base: a tree that both come from: then `TreeDiff.three_way` says what each of
             them changed, and how far they agree.

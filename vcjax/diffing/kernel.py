@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int32, Shaped, UInt32
 
 from vcjax.diffing.contents import aligned
 
@@ -78,14 +79,14 @@ class Block:
         start: where in these they begin.
     """
 
-    old: np.ndarray
-    new: np.ndarray
-    around: tuple[np.ndarray, np.ndarray]
+    old: Float[np.ndarray, " size"]
+    new: Float[np.ndarray, " size"]
+    around: tuple[Float[np.ndarray, " held"], Float[np.ndarray, " held"]]
     start: int
 
 
-def blocks(old: np.ndarray, new: np.ndarray) -> Iterator[Block]:
-    """Cuts two flat arrays of one size into blocks.
+def blocks(old: Float[np.ndarray, " size"], new: Float[np.ndarray, " size"]) -> Iterator[Block]:
+    """Cuts two arrays into blocks.
 
     Of large ones, whole tiles behind the first cache line can be used in place; what is
     left over at both ends is one more block. Where the cuts are depends on the size
@@ -135,7 +136,9 @@ def _cpu() -> Any:
     return jax.local_devices(backend="cpu")[0]
 
 
-def _in_place(array: np.ndarray, start: int) -> tuple[np.ndarray, int] | None:
+def _in_place(
+    array: Float[np.ndarray, " size"], start: int
+) -> tuple[Float[np.ndarray, " window"], int] | None:
     """A window of an array that a block lies in, and where in it; None if there is none."""
     width, address = array.itemsize, array.ctypes.data
     if array.size < _WINDOW + _LINE or address % width or not array.flags.c_contiguous:
@@ -145,7 +148,9 @@ def _in_place(array: np.ndarray, start: int) -> tuple[np.ndarray, int] | None:
     return array[begin : begin + _WINDOW], start - begin
 
 
-def _copied(place: int, array: np.ndarray) -> tuple[np.ndarray, int]:
+def _copied(
+    place: int, array: Float[np.ndarray, " size"]
+) -> tuple[Float[np.ndarray, " window"], int]:
     """A copy in a buffer that is used again, with zeros behind it as far as the pass goes."""
     name = f"{place} {array.dtype.name}"
     held = _buffers.__dict__.setdefault(name, None)
@@ -158,10 +163,16 @@ def _copied(place: int, array: np.ndarray) -> tuple[np.ndarray, int]:
 
 # -- the pass ------------------------------------------------------------------
 
+_Groups = tuple[Float[jax.Array, " groups"] | UInt32[jax.Array, " groups"], ...]
+
 
 @jax.jit
-def _pass(old: jax.Array, new: jax.Array, places: jax.Array) -> Any:
-    """Sums over groups of `TERMS` elements of two arrays `[_WINDOW]`, all in one loop.
+def _pass(
+    old: Float[jax.Array, " window"],
+    new: Float[jax.Array, " window"],
+    places: Int32[jax.Array, "3"],
+) -> _Groups:
+    """Sums over groups of `TERMS` elements of two arrays of `_WINDOW`, all in one loop.
 
     What a step finds is written where no other step writes. XLA's CPU compiler makes
     one loop over `LANES` of each result, and none that reads what another has just
@@ -179,11 +190,11 @@ def _pass(old: jax.Array, new: jax.Array, places: jax.Array) -> Any:
 
     Returns:
         The products of `Sums`, the bits of the largest |new − old|, and how many
-        elements changed + `_FLIP` times how many changed their sign. All
-        `[BLOCK / TERMS]`, of which what lies behind the last step is 0.
+        elements changed + `_FLIP` times how many changed their sign, of
+        `BLOCK / TERMS` groups, of which what lies behind the last step is 0.
     """
 
-    def body(step: Any, carry: Any) -> Any:
+    def body(step: Int32[jax.Array, ""], carry: _Groups) -> _Groups:
         rows = []
         for term in range(TERMS):
             at = (step * TERMS + term) * LANES
@@ -201,14 +212,18 @@ def _pass(old: jax.Array, new: jax.Array, places: jax.Array) -> Any:
     return jax.lax.fori_loop(jnp.int32(0), places[0], body, start)
 
 
-def _tree(merge: Callable[..., jax.Array], parts: Sequence[jax.Array]) -> jax.Array:
+def _tree(
+    merge: Callable[..., jax.Array], parts: Sequence[Shaped[jax.Array, " lanes"]]
+) -> Shaped[jax.Array, " lanes"]:
     """Merged two by two, so that rounding adds up over the depth of the tree alone."""
     while len(parts) > 1:
         parts = [merge(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
 
 
-def _row(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+def _row(
+    x: Float[jax.Array, " lanes"], y: Float[jax.Array, " lanes"]
+) -> tuple[Shaped[jax.Array, " lanes"], ...]:
     """Products, bits of |difference| and packed counts of one row of elements."""
     unsigned = jnp.uint32 if x.dtype.itemsize == 4 else jnp.uint16
     one, sign = unsigned(1), unsigned(8 * x.dtype.itemsize - 1)

@@ -18,12 +18,35 @@ a sample of a small leaf per member.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from vcjax.diffing.alignment import ALIKE, align
-from vcjax.tree import Node, escape, iter_leaves, join
+from vcjax.tree import LeafSpec, Node, escape, iter_leaves, join
+
+
+class Identified(Protocol):
+    """A leaf with its digest, of a tree in memory or in a manifest."""
+
+    @property
+    def spec(self) -> LeafSpec:
+        """What it is."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Leaf digest, hexadecimal."""
+        ...
+
+    @property
+    def chunks(self) -> tuple[bytes, ...]:
+        """Chunk digests where there are several."""
+        ...
+
+
+Root = Node | Identified
+"""A tree of them, or a single one."""
 
 Similar = Callable[[str, str], float | None]
 """How alike the contents of two leaves are, by path on either side: 0 … 1; None if unknown."""
@@ -49,7 +72,7 @@ class _Subtree:
             for key, child in zip(self.node.keys, self.node.children, strict=True)
         }
 
-    def leaves(self) -> Iterator[tuple[str, Any]]:
+    def leaves(self) -> Iterator[tuple[str, Identified]]:
         return iter_leaves(self.node, self.path)
 
 
@@ -69,7 +92,7 @@ class Matching:
     _usual: set[int] = field(default_factory=set)
     _left: tuple[dict[str, _Subtree], dict[str, _Subtree]] = field(default_factory=lambda: ({}, {}))
 
-    def match(self, one: Any, other: Any) -> list[tuple[str, str]]:
+    def match(self, one: Root, other: Root) -> list[tuple[str, str]]:
         """The pairs of two trees of `Node`s whose leaves have `spec` and `digest`."""
         for root in (one, other):
             self._identify(root)
@@ -84,7 +107,7 @@ class Matching:
 
     # -- identity ------------------------------------------------------------
 
-    def _identify(self, node: Any) -> int:
+    def _identify(self, node: Root) -> int:
         """One number for each content: the same for subtrees that are equal, in either tree."""
         if isinstance(node, Node):
             children = tuple(self._identify(child) for child in node.children)
@@ -343,12 +366,12 @@ def _under(path: str | None, name: str) -> str:
     return "/".join(filter(None, (path, name)))
 
 
-def _relative(part: _Subtree) -> dict[str, Any]:
+def _relative(part: _Subtree) -> dict[str, Identified]:
     """The leaves below a subtree by their path in it."""
     return dict(iter_leaves(part.node))
 
 
-def _elements(leaf: Any) -> int:
+def _elements(leaf: Identified) -> int:
     size = 1
     for length in leaf.spec.shape:
         size *= length
@@ -359,7 +382,7 @@ def _shapes(part: _Subtree) -> dict[str, tuple[int, ...]]:
     return {name: leaf.spec.shape for name, leaf in iter_leaves(part.node)}
 
 
-def _overlap(one: dict[str, Any], other: dict[str, Any]) -> float:
+def _overlap(one: Mapping[str, object], other: Mapping[str, object]) -> float:
     """How much of two subtrees is of the same names and shapes; 0 below a half."""
     common = sum(other.get(name) == shape for name, shape in one.items())
     share = 2 * common / max(1, len(one) + len(other))

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+from jaxtyping import Shaped
 
 from vcjax.diffing.batch import batches
 from vcjax.diffing.contents import Content, Run, runs
@@ -49,7 +50,7 @@ class _Measured:
     pair: Pair
     pattern: Pattern
     futures: list[Future[dict[str, Any]]] = field(default_factory=list)
-    lock: Any = field(default_factory=Lock)
+    lock: Lock = field(default_factory=Lock)
 
 
 def measure(
@@ -101,7 +102,7 @@ def workers() -> Iterator[Callable[..., Future[Any]]]:
         pool.shutdown(cancel_futures=True)
 
 
-def _none(spec: LeafSpec) -> tuple[np.ndarray, np.ndarray]:
+def _none(spec: LeafSpec) -> tuple[Shaped[np.ndarray, "0"], Shaped[np.ndarray, "0"]]:
     nothing = np.empty(0, storage_dtype(spec.dtype))
     return nothing, nothing
 

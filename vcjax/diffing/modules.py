@@ -4,7 +4,10 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vcjax.diffing.treediff import LeafChange
 
 _COUNTS = ("elements", "changed", "sign_flips", "nan_old", "nan_new", "inf_old", "inf_new")
 _SIZES = ("update_bytes", "dense_bytes")
@@ -39,16 +42,16 @@ class ModuleChange:
         return {"path": self.path, "depth": self.depth, "counts": dict(self.counts), "stats": stats}
 
 
-def roll_up(changes: Iterable[Any], depth: int | None) -> tuple[ModuleChange, ...]:
+def roll_up(changes: Iterable["LeafChange"], depth: int | None) -> tuple[ModuleChange, ...]:
     """Leaves grouped by path prefix, with their figures combined exactly.
 
     Args:
-        changes: `LeafChange`s.
+        changes: of leaves.
         depth: how many path segments make a module; a leaf that has no more
             stands for itself. 0 is the whole tree; None gives every prefix of
             every depth, parents before children, leaves themselves excluded.
     """
-    groups: dict[str, list[Any]] = defaultdict(list)
+    groups: dict[str, list[LeafChange]] = defaultdict(list)
     for change in changes:
         segments = change.path.split("/")
         lengths = range(len(segments)) if depth is None else [min(depth, len(segments))]
@@ -57,7 +60,7 @@ def roll_up(changes: Iterable[Any], depth: int | None) -> tuple[ModuleChange, ..
     return tuple(_module(path, members) for path, members in groups.items())
 
 
-def _module(path: str, members: Sequence[Any]) -> ModuleChange:
+def _module(path: str, members: Sequence["LeafChange"]) -> ModuleChange:
     figures = [change.stats for change in members if change.stats is not None]
     counts = Counter(change.status for change in members)
     depth = path.count("/") + 1 if path else 0

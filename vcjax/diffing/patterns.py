@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 BLOCK_SIDE = 64
 """Rows and columns of the blocks that are counted."""
@@ -29,12 +30,18 @@ class Pattern:
         sides = -(-self._rows // BLOCK_SIDE), -(-self._columns // BLOCK_SIDE)
         self._block = np.zeros(sides, np.bool_)
 
-    def add(self, start: int, old: np.ndarray, new: np.ndarray, figures: Mapping[str, Any]) -> None:
+    def add(
+        self,
+        start: int,
+        old: Shaped[np.ndarray, " elements"],
+        new: Shaped[np.ndarray, " elements"],
+        figures: Mapping[str, int | float],
+    ) -> None:
         """Takes note of some elements.
 
         Args:
             start: place of the first in the leaf, in C order.
-            old: their contents before, flat.
+            old: their contents before.
             new: their contents now.
             figures: those of `block_figures` of the same elements.
         """
@@ -81,7 +88,7 @@ class Pattern:
             self._column[low:high] = True
             self._block[row // BLOCK_SIDE, low // BLOCK_SIDE : (high - 1) // BLOCK_SIDE + 1] = True
 
-    def _mark(self, start: int, mask: np.ndarray) -> None:
+    def _mark(self, start: int, mask: Bool[np.ndarray, " elements"]) -> None:
         """Takes note of a mask of elements from `start` on."""
         before = start % self._columns
         after = -(start + mask.size) % self._columns
@@ -110,7 +117,9 @@ class Pattern:
         return found
 
 
-def _differ(old: np.ndarray, new: np.ndarray, nan: bool) -> np.ndarray:
+def _differ(
+    old: Shaped[np.ndarray, " elements"], new: Shaped[np.ndarray, " elements"], nan: bool
+) -> Bool[np.ndarray, " elements"]:
     """Which elements differ; 0 and −0 are equal, and so are NaN and NaN, if there are such."""
     different = old != new
     return different & ~((old != old) & (new != new)) if nan else different

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import permutations
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from vcjax.diffing.contents import Content, flat, whole
+from vcjax.diffing.treediff import LeafChange, Relation
 from vcjax.tree import LeafSpec, itemsize, key_impl, storage_dtype
 
 WHOLE_BYTES = 256 * 1024 * 1024
@@ -16,22 +17,26 @@ reshapes and growth along the first axis are recognised, which need no more than
 MOST_AXES = 4
 """Transpositions of more axes are not sought: there are 120 of five."""
 
-Found = tuple[Any, str] | None
+Found = tuple[Relation, str] | None
 """(relation, note) of a `LeafChange`."""
 
+_Relation = Relation | Literal[""]
 
-def kept(change: Any, old: Content, new: Content) -> Found:
+
+def kept(change: LeafChange, old: Content, new: Content) -> Found:
     """What was kept of a leaf whose dtype or shape changed; None if nothing was found.
 
     Shapes say which relations are possible; contents then settle which holds, and
     reading ends at the first element that contradicts.
 
     Args:
-        change: a `LeafChange` of a leaf that is on both sides.
+        change: of a leaf that is on both sides.
         old: contents of the old side.
         new: of the new one.
     """
     one, other = change.old, change.new
+    assert one is not None
+    assert other is not None
     if one.is_value or other.is_value or key_impl(one.dtype) or key_impl(other.dtype):
         return None
     origin = change.old_path if change.old_path is not None else change.path
@@ -56,17 +61,19 @@ def kept(change: Any, old: Content, new: Content) -> Found:
     return _grown(before, after) if len(one.shape) == len(other.shape) else None
 
 
-def permutation(change: Any, old: Content, new: Content) -> Found:
+def permutation(change: LeafChange, old: Content, new: Content) -> Found:
     """Whether a leaf of the same dtype and shape has only been rearranged.
 
     The norm of what was rearranged is what it was: only then are contents read once more.
 
     Args:
-        change: a `LeafChange` with `stats`.
+        change: with `stats`.
         old: contents of the old side.
         new: of the new one.
     """
     stats, spec = change.stats, change.new
+    assert stats is not None
+    assert spec is not None
     least = 1e-9 * max(stats["norm_old"], stats["norm_new"])
     if abs(stats["norm_old"] - stats["norm_new"]) > least or not stats["changed"]:
         return None
@@ -111,7 +118,7 @@ class _Cast:
             self.up = self.up and _equal(new.astype(self.old), old)
         return self.down or self.up
 
-    def words(self) -> tuple[str, str]:
+    def words(self) -> tuple[_Relation, str]:
         """(relation, note)."""
         if self.old == self.new:
             return "", ""
@@ -128,7 +135,7 @@ def _equal(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _phrased(relation: str, note: str, cast: "_Cast | None") -> Found:
+def _phrased(relation: _Relation, note: str, cast: "_Cast | None") -> Found:
     if cast is None:
         return None
     relation_of_cast, note_of_cast = cast.words()
@@ -183,13 +190,13 @@ def _growth(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[int, ...] | Non
     return axes
 
 
-def _grown_words(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[str, str]:
+def _grown_words(old: tuple[int, ...], new: tuple[int, ...]) -> tuple[_Relation, str]:
     parts = []
     for axis, (a, b) in enumerate(zip(old, new, strict=True)):
         if a != b:
             parts.append(f"{abs(b - a):,} {_axis_name(axis, len(old), abs(b - a))}")
-    verb, relation = ("grew", "grown") if sum(new) > sum(old) else ("lost", "shrunk")
-    return relation, f"{verb} {' and '.join(parts)}, the rest equal"
+    told = f"{' and '.join(parts)}, the rest equal"
+    return ("grown", f"grew {told}") if sum(new) > sum(old) else ("shrunk", f"lost {told}")
 
 
 def _axis_name(axis: int, axes: int, number: int) -> str:

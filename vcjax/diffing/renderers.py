@@ -1,19 +1,22 @@
 """Finding who draws a diff. The reports stand above this package and register by name."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vcjax.errors import VcjaxError
+
+if TYPE_CHECKING:
+    from vcjax.diffing.treediff import TreeDiff
 
 GROUP = "vcjax.reports"
 """Entry points `NAME = module:function`; the function takes a `TreeDiff` and gives text."""
 
 
-def render(name: str, diff: Any, **options: Any) -> str:
+def render(name: str, diff: "TreeDiff", **options: object) -> str:
     """A diff as the report of some name.
 
     Args:
         name: "html", "markdown" or "notebook", or the name of a plug-in.
-        diff: a `TreeDiff`.
+        diff: what to draw.
         options: for the report.
 
     Raises:

@@ -3,6 +3,7 @@
 from functools import cache
 
 import numpy as np
+from jaxtyping import Float64
 
 from vcjax.diffing.contents import Content
 from vcjax.tree import is_inexact, storage_dtype
@@ -39,7 +40,7 @@ class Sampler:
         scale = np.linalg.norm(a) * np.linalg.norm(b)
         return max(0.0, float(a @ b / scale)) if scale > 0 else None
 
-    def _read(self, side: int, path: str) -> np.ndarray | None:
+    def _read(self, side: int, path: str) -> Float64[np.ndarray, " sample"] | None:
         dtype = self._dtypes[side].get(path)
         if dtype is None or not is_inexact(dtype) or storage_dtype(dtype).kind == "c":
             return None

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, Float64, Shaped
 
 from vcjax.diffing.contents import Content, flat
 from vcjax.diffing.measurement import Pair
@@ -85,8 +86,10 @@ def histogram(pair: Pair, largest: float, old: Content, new: Content) -> dict[st
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def _differences(pair: Pair, old: Content, new: Content) -> Iterator[np.ndarray]:
-    """new − old in C order, flat, float64; 0 where one of them is not finite."""
+def _differences(
+    pair: Pair, old: Content, new: Content
+) -> Iterator[Float64[np.ndarray, " elements"]]:
+    """new − old in C order; 0 where one of them is not finite."""
     old.prepare([pair.old_path])
     new.prepare([pair.path])
     streams = flat(old, pair.old_path, pair.spec), flat(new, pair.path, pair.spec)
@@ -97,7 +100,7 @@ def _differences(pair: Pair, old: Content, new: Content) -> Iterator[np.ndarray]
         yield difference
 
 
-def _real(array: np.ndarray) -> np.ndarray:
+def _real(array: Shaped[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     if "complex" in array.dtype.name:
         return np.abs(array.astype(np.complex128))
     return array.astype(np.float64)
@@ -105,8 +108,8 @@ def _real(array: np.ndarray) -> np.ndarray:
 
 def singular_values(
     pair: Pair, shape: tuple[int, int], largest: float, old: Content, new: Content, seed: int = 0
-) -> np.ndarray:
-    """The largest singular values of new − old, float64 `[at most RANK]`; see `spectrum`.
+) -> Float64[np.ndarray, " values"]:
+    """The largest singular values of new − old, at most `RANK`; see `spectrum`.
 
     Args:
         pair: the two contents.
@@ -122,7 +125,7 @@ def singular_values(
         return np.linalg.svd(whole / largest, compute_uv=False)[:RANK] * largest
     width = _bucket(columns)
 
-    def slabs() -> Iterator[tuple[slice, jax.Array]]:
+    def slabs() -> Iterator[tuple[slice, Float32[jax.Array, "rows width"]]]:
         return _slabs(_differences(pair, old, new), columns, width, largest)
 
     count = min(SKETCH, rows, columns)
@@ -141,7 +144,11 @@ def singular_values(
     return values[: min(RANK, rows, columns)]
 
 
-def _through(slabs: Iterator[tuple[slice, jax.Array]], basis: np.ndarray, width: int) -> np.ndarray:
+def _through(
+    slabs: Iterator[tuple[slice, Float32[jax.Array, "rows width"]]],
+    basis: Float32[np.ndarray, "width count"],
+    width: int,
+) -> Float64[np.ndarray, "width count"]:
     """AᵀA times a basis, A given in slabs of rows."""
     total = np.zeros((width, basis.shape[1]))
     for _, slab in slabs:
@@ -156,9 +163,9 @@ def _bucket(length: int) -> int:
 
 
 def _slabs(
-    parts: Iterator[np.ndarray], columns: int, width: int, largest: float
-) -> Iterator[tuple[slice, jax.Array]]:
-    """Rows of a matrix, from parts of it in C order, as `[rows, width]` of one fixed size."""
+    parts: Iterator[Float64[np.ndarray, " elements"]], columns: int, width: int, largest: float
+) -> Iterator[tuple[slice, Float32[jax.Array, "rows width"]]]:
+    """Rows of a matrix, from parts of it in C order, in arrays of one fixed size."""
     rows = max(1, SLAB // width)
     held, start = np.empty(0), 0
     slab = np.zeros((rows, width), np.float32)
@@ -179,11 +186,15 @@ def _slabs(
 
 
 @jax.jit
-def _product(slab: jax.Array, basis: jax.Array) -> jax.Array:
+def _product(
+    slab: Float32[jax.Array, "rows width"], basis: Float32[jax.Array, "width count"]
+) -> Float32[jax.Array, "rows count"]:
     return jnp.matmul(slab, basis, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.jit
-def _normal_product(slab: jax.Array, basis: jax.Array) -> jax.Array:
+def _normal_product(
+    slab: Float32[jax.Array, "rows width"], basis: Float32[jax.Array, "width count"]
+) -> Float32[jax.Array, "width count"]:
     image = jnp.matmul(slab, basis, precision=jax.lax.Precision.HIGHEST)
     return jnp.matmul(slab.T, image, precision=jax.lax.Precision.HIGHEST)

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Inexact, Shaped
 
 from vcjax.diffing import kernel
 from vcjax.diffing.modules import combined
@@ -28,7 +30,9 @@ OF_WHOLE_LEAVES = (
 whole a diff has None in their place; all others are those of the whole leaf in any case."""
 
 
-def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
+def leaf_statistics(
+    dtype: str, old: Shaped[ArrayLike, "*shape"], new: Shaped[ArrayLike, "*shape"]
+) -> dict[str, Any]:
     """Figures of the difference between two contents of a leaf.
 
     Floating point numbers of 16 and 32 bits are compared by a compiled function:
@@ -39,8 +43,8 @@ def leaf_statistics(dtype: str, old: Any, new: Any) -> dict[str, Any]:
 
     Args:
         dtype: name of their dtype; keys count as the integers they are made of.
-        old: array, any shape.
-        new: array of the same shape.
+        old: the one.
+        new: the other.
 
     Returns:
         elements: how many were compared; pairs with a NaN or infinity are left
@@ -95,13 +99,15 @@ def finished(dtype: str, blocks: list[dict[str, Any]], pattern: Pattern) -> dict
     return figures | suggestion(storage_dtype(dtype).itemsize, figures)
 
 
-def block_figures(dtype: str, old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+def block_figures(
+    dtype: str, old: Shaped[np.ndarray, " elements"], new: Shaped[np.ndarray, " elements"]
+) -> dict[str, Any]:
     """The sums of `leaf_statistics`, of some elements of a leaf.
 
     Args:
         dtype: name of their dtype.
-        old: flat array, of any size.
-        new: of the same size.
+        old: the ones.
+        new: the others.
     """
     if storage_dtype(dtype).name not in kernel.DTYPES or old.size <= HOST_BLOCK:
         return _by_numpy(old, new)
@@ -152,13 +158,17 @@ def _nothing(elements: int) -> dict[str, Any]:
 # -- the same by NumPy ---------------------------------------------------------
 
 
-def _by_numpy(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+def _by_numpy(
+    old: Shaped[np.ndarray, " elements"], new: Shaped[np.ndarray, " elements"]
+) -> dict[str, Any]:
     starts = range(0, max(1, old.size), HOST_BLOCK)
     parts = (slice(start, start + HOST_BLOCK) for start in starts)
     return combined([_on_host(old[part], new[part]) for part in parts])
 
 
-def _on_host(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
+def _on_host(
+    old: Shaped[np.ndarray, " elements"], new: Shaped[np.ndarray, " elements"]
+) -> dict[str, Any]:
     """The figures of a few elements, in float64.
 
     Squares are taken of numbers divided by the largest one: without that a
@@ -206,14 +216,22 @@ def _on_host(old: np.ndarray, new: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _scaled(values: np.ndarray) -> tuple[float, np.ndarray]:
+def _scaled(
+    values: Inexact[np.ndarray, " elements"],
+) -> tuple[float, Float[np.ndarray, " reals"]]:
     """The largest magnitude, and the values divided by it; complex ones as pairs of reals."""
     reals = values.view(np.float64)
     top = float(np.max(np.abs(reals), initial=0))
     return top, reals / (top or 1)
 
 
-def _cosine(a: np.ndarray, b: np.ndarray, norm_a: float, norm_b: float, other: float) -> float:
+def _cosine(
+    a: Float[np.ndarray, " reals"],
+    b: Float[np.ndarray, " reals"],
+    norm_a: float,
+    norm_b: float,
+    other: float,
+) -> float:
     """Of the angle between two vectors of these norms; `other` where one of them is zero."""
     if norm_a == 0 or norm_b == 0:
         return other

@@ -13,10 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Float64, PyTree, Shaped
 
 from vcjax.diffing.batch import batches, differing
 from vcjax.diffing.contents import Content, Run, TreeContent, runs
 from vcjax.diffing.digested import digested
+from vcjax.diffing.examination import Side
+from vcjax.diffing.matching import Identified
 from vcjax.diffing.measurement import BATCH_BYTES, nbytes, workers
 from vcjax.errors import TreeError
 from vcjax.tree import flatten, is_inexact, leaf_dict, storage_dtype
@@ -27,12 +30,12 @@ TILE = 1024
 BLOCK = 1 << 18
 """Elements of every model that one call of the compiled pass takes."""
 
-Side = tuple[Any, Content]
+Matrix = Float64[np.ndarray, "models models"]
 
 
 @dataclass
 class Products:
-    """The three matrices, each float64 `[models, models]`.
+    """The three matrices.
 
     Attributes:
         inner: inner products of the task vectors.
@@ -41,9 +44,9 @@ class Products:
         both: elements that two models changed; on the diagonal those that one did.
     """
 
-    inner: np.ndarray
-    signs: np.ndarray
-    both: np.ndarray
+    inner: Matrix
+    signs: Matrix
+    both: Matrix
 
     @classmethod
     def zero(cls, models: int) -> "Products":
@@ -57,12 +60,12 @@ class Products:
         self.both += other.both
 
     @property
-    def norms(self) -> np.ndarray:
-        """Norms of the task vectors `[models]`."""
+    def norms(self) -> Float64[np.ndarray, " models"]:
+        """Norms of the task vectors."""
         return np.sqrt(np.diag(self.inner))
 
     @property
-    def cosine(self) -> np.ndarray:
+    def cosine(self) -> Matrix:
         """Cosines of the angles between task vectors; 0 where one of them is zero."""
         norms = self.norms
         product = np.outer(norms, norms)
@@ -70,13 +73,13 @@ class Products:
         return np.clip(cosine, -1, 1)
 
     @property
-    def sign_agreement(self) -> np.ndarray:
+    def sign_agreement(self) -> Matrix:
         """Of the elements that both changed, the fraction in one direction; 0 of none."""
         agree = (self.both + self.signs) / 2
         return np.divide(agree, self.both, out=np.zeros_like(agree), where=self.both > 0)
 
     @property
-    def overlap(self) -> np.ndarray:
+    def overlap(self) -> Matrix:
         """Of the elements that either changed, the fraction that both did; 0 of none."""
         changed = np.diag(self.both)
         either = changed[:, None] + changed[None, :] - self.both
@@ -120,12 +123,14 @@ class Similarity:
         }
 
 
-def similarity(models: Sequence[Any], base: Any, names: Sequence[str] | None = None) -> Similarity:
+def similarity(
+    models: Sequence[PyTree], base: PyTree, names: Sequence[str] | None = None
+) -> Similarity:
     """How alike several models are in what they changed of their base.
 
     Args:
-        models: PyTrees.
-        base: the PyTree that they come from.
+        models: trees.
+        base: the tree that they come from.
         names: of the models; "0", "1", … by default.
 
     Raises:
@@ -187,7 +192,7 @@ def similarity_of(
     )
 
 
-def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
+def _rows(matrix: Matrix) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, matrix.tolist()))
 
 
@@ -232,11 +237,11 @@ def products(
     return found
 
 
-def _chunks(old: Any, new: Any, differs: bool) -> set[int] | None:
+def _chunks(old: Identified, new: Identified, differs: bool) -> set[int] | None:
     """The chunks of a leaf that a model changed; None if that is not known."""
     if not differs:
         return set()
-    found = differing(getattr(old, "chunks", ()), getattr(new, "chunks", ()))
+    found = differing(old.chunks, new.chunks)
     return None if found is None else set(found)
 
 
@@ -256,7 +261,10 @@ def _of_run(path: str, run: Run, models: Sequence[Content | None], base: Content
     return total
 
 
-def _of_block(models: Sequence[np.ndarray | None], base: np.ndarray) -> Products:
+def _of_block(
+    models: Sequence[Shaped[np.ndarray, " elements"] | None],
+    base: Shaped[np.ndarray, " elements"],
+) -> Products:
     reals = 2 if "complex" in base.dtype.name else 1
     width = -(-BLOCK // max(1, len(models)) // TILE) * TILE * reals
     vectors = np.zeros((len(models), width), np.float32)
@@ -274,8 +282,10 @@ def _of_block(models: Sequence[np.ndarray | None], base: np.ndarray) -> Products
     return Products(inner * np.outer(tops, tops), signs, both)
 
 
-def _task_vector(side: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """model − base, flat; complex numbers as pairs. 0 where one of them is not finite."""
+def _task_vector(
+    side: Shaped[np.ndarray, " elements"], base: Shaped[np.ndarray, " elements"]
+) -> Float[np.ndarray, " reals"]:
+    """model − base; complex numbers as pairs. 0 where one of them is not finite."""
     wide = np.complex128 if "complex" in base.dtype.name else np.float64
     if storage_dtype(base.dtype.name).itemsize <= 4 and wide is np.float64:
         wide = np.float32
@@ -287,12 +297,17 @@ def _task_vector(side: np.ndarray, base: np.ndarray) -> np.ndarray:
     return difference
 
 
+_TileMatrices = Float32[jax.Array, "tiles models models"]
+
+
 @jax.jit
-def _tile_products(vectors: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _tile_products(
+    vectors: Float32[jax.Array, "models elements"],
+) -> tuple[_TileMatrices, _TileMatrices, _TileMatrices]:
     """Per tile, the inner products of rows, of their signs and of where they are not 0."""
     tiles = vectors.reshape(vectors.shape[0], -1, TILE)
 
-    def product(rows: jax.Array) -> jax.Array:
+    def product(rows: Float32[jax.Array, "models tiles elements"]) -> _TileMatrices:
         return jnp.einsum("nrt,mrt->rnm", rows, rows, precision=jax.lax.Precision.HIGHEST)
 
     moved = (tiles != 0).astype(jnp.float32)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from vcjax.diffing.agreement import Agreement, ThreeWay, Verdict
 from vcjax.diffing.examination import Side, Stats, examine
+from vcjax.diffing.matching import Identified
 from vcjax.diffing.measurement import BATCH_BYTES
 from vcjax.diffing.task_vectors import Products, agreement, products
 from vcjax.diffing.treediff import TreeDiff
@@ -61,7 +61,7 @@ def _among(diff: TreeDiff, paths: set[str]) -> TreeDiff:
     return TreeDiff(tuple(change for change in diff.changes if change.path in paths))
 
 
-def _comparable(leaf: Agreement, sides: Sequence[Mapping[str, Any]]) -> bool:
+def _comparable(leaf: Agreement, sides: Sequence[Mapping[str, Identified]]) -> bool:
     """Whether a leaf is at its place on all sides, numbers of one shape and dtype."""
     there = [side[leaf.path].spec for side in sides if leaf.path in side]
     if len(there) < len(sides) or any(spec.is_value for spec in there):
@@ -70,7 +70,10 @@ def _comparable(leaf: Agreement, sides: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _verdicts(
-    first: TreeDiff, second: TreeDiff, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+    first: TreeDiff,
+    second: TreeDiff,
+    ours: Mapping[str, Identified],
+    theirs: Mapping[str, Identified],
 ) -> list[Agreement]:
     """Per leaf of the base, and per leaf that a side added, who changed it."""
     fates = [_fates(diff) for diff in (first, second)]

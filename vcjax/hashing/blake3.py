@@ -5,8 +5,8 @@ everywhere" (2020), section 2. Unkeyed mode with 32 bytes of output.
 
 A message is cut into *lanes* of 1,024 bytes (the paper's chunks; here a chunk
 is one of the chunk grid). The lanes of many messages are hashed side by side:
-a `tile` of T = 16 S lanes is a uint32 array `[16 blocks, 16 words, 16, S]`
-whose last axis is contiguous, so that neighbouring threads load neighbouring
+a `Tile` of T = 16 S lanes is an array by block, word, lane within its slot and
+slot, whose last axis is contiguous, so that neighbouring threads load neighbouring
 words. Each message begins at one of the S *slots* of 16 lanes; its lanes run
 down the slot first (axis 2), then on to the next slot (axis 3).
 
@@ -27,6 +27,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Int32, Integer, UInt8, UInt32
 
 LANE_BYTES = 1024
 """Bytes that one lane of a tile hashes: a chunk, in the words of the BLAKE3 paper."""
@@ -48,17 +49,30 @@ _ROUNDS = 7
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
 _DIAGONALS = ((0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
 
-Vectors = tuple[Array, ...]
-"""The words of a value, each for n lanes: uint32 `[n]`."""
+Words = UInt32[Array, " lanes"]
+"""One word of each lane."""
 
-Compress = Callable[[Vectors, Vectors, Array, Array, Array], Vectors]
+Vectors = tuple[Words, ...]
+"""The words of a value, each for n lanes."""
+
+Tile = UInt32[Array, "16 16 16 slots"]
+"""Lanes side by side: block, word, lane within its slot, slot."""
+
+Compress = Callable[[Vectors, Vectors, Words, Words, Words], Vectors]
 
 
-def _rotate(x: Array, bits: int) -> Array:
+def _rotate(x: UInt32[Array, "..."], bits: int) -> UInt32[Array, "..."]:
     return (x >> np.uint32(bits)) | (x << np.uint32(32 - bits))
 
 
-def _mix(a: Array, b: Array, c: Array, d: Array, x: Array, y: Array) -> tuple[Array, ...]:
+def _mix(
+    a: UInt32[Array, "*rows lanes"],
+    b: UInt32[Array, "*rows lanes"],
+    c: UInt32[Array, "*rows lanes"],
+    d: UInt32[Array, "*rows lanes"],
+    x: UInt32[Array, "*rows lanes"],
+    y: UInt32[Array, "*rows lanes"],
+) -> tuple[UInt32[Array, "*rows lanes"], ...]:
     """The function G of the paper (section 2.2)."""
     a = a + b + x
     d = _rotate(d ^ a, 16)
@@ -72,7 +86,7 @@ def _mix(a: Array, b: Array, c: Array, d: Array, x: Array, y: Array) -> tuple[Ar
 
 
 @jax.jit  # traced once for seven rounds
-def _round(state: list[Array], message: list[Array]) -> list[Array]:
+def _round(state: list[Words], message: list[Words]) -> list[Words]:
     for step, places in enumerate(_COLUMNS + _DIAGONALS):
         a, b, c, d = (state[i] for i in places)
         mixed = _mix(a, b, c, d, message[2 * step], message[2 * step + 1])
@@ -82,7 +96,7 @@ def _round(state: list[Array], message: list[Array]) -> list[Array]:
 
 
 def compress_unrolled(
-    chaining: Vectors, message: Vectors, counter: Array, length: Array, flags: Array
+    chaining: Vectors, message: Vectors, counter: Words, length: Words, flags: Words
 ) -> Vectors:
     """The compression function, as 1,200 elementwise operations on vectors of n lanes.
 
@@ -112,7 +126,7 @@ def compress_unrolled(
 
 
 def compress_rolled(
-    chaining: Vectors, message: Vectors, counter: Array, length: Array, flags: Array
+    chaining: Vectors, message: Vectors, counter: Words, length: Words, flags: Words
 ) -> Vectors:
     """The same function as a loop of seven rounds over arrays of four rows.
 
@@ -124,7 +138,9 @@ def compress_rolled(
     last = jnp.stack([counter, jnp.zeros_like(counter), length, flags])
     permutation = np.asarray(_PERMUTATION)
 
-    def one_round(_: int, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_round(
+        _: Integer[Array, ""], carry: tuple[UInt32[Array, "_ lanes"], ...]
+    ) -> tuple[UInt32[Array, "_ lanes"], ...]:
         a, b, c, d, m = carry
         a, b, c, d = _mix(a, b, c, d, m[0:8:2], m[1:8:2])
         b, c, d = (jnp.roll(x, -by, axis=0) for x, by in ((b, 1), (c, 2), (d, 3)))
@@ -137,14 +153,18 @@ def compress_rolled(
     return (*(a ^ c), *(b ^ d))
 
 
-def _initial(like: Array) -> Vectors:
+def _initial(like: Words) -> Vectors:
     return tuple(jnp.full_like(like, np.uint32(word)) for word in _IV)
 
 
 def _hash_lanes(
-    compress: Compress, tile: Array, position: Array, count: Array, last: Array
+    compress: Compress,
+    tile: Tile,
+    position: UInt32[Array, " slots"],
+    count: UInt32[Array, " slots"],
+    last: UInt32[Array, " slots"],
 ) -> Vectors:
-    """The chaining value of every lane, 8 words `[T]`."""
+    """The chaining value of every lane, 8 words."""
     row = lax.broadcasted_iota(jnp.uint32, (SLOT_LANES, position.shape[0]), 0)
     lane = (row + np.uint32(SLOT_LANES) * position).reshape(-1)
     count = jnp.tile(count, SLOT_LANES)
@@ -153,7 +173,7 @@ def _hash_lanes(
     end = jnp.where(count == 1, CHUNK_END | ROOT, CHUNK_END)
     blocks = tile.reshape(16, 16, -1)
 
-    def one_block(index: Array, chaining: Vectors) -> Vectors:
+    def one_block(index: Integer[Array, ""], chaining: Vectors) -> Vectors:
         block = jnp.asarray(index, jnp.uint32)
         message = lax.dynamic_index_in_dim(blocks, index, keepdims=False)
         begin = np.uint32(64) * block
@@ -167,7 +187,7 @@ def _hash_lanes(
     return lax.fori_loop(0, 16, one_block, _initial(lane))
 
 
-def _tree_steps(slots: int, levels: int) -> np.ndarray:
+def _tree_steps(slots: int, levels: int) -> Int32[np.ndarray, "steps 3"]:
     """The steps that join nodes: (first lane, first lane of the partners, half) of each."""
     steps = []
     for level in range(levels):
@@ -181,14 +201,20 @@ def _tree_steps(slots: int, levels: int) -> np.ndarray:
 
 
 def _join_lanes(
-    compress: Compress, nodes: Vectors, position: Array, count: Array, levels: int
-) -> Array:
-    """The root of every message, in the column of its first slot, `[8, S]`."""
+    compress: Compress,
+    nodes: Vectors,
+    position: UInt32[Array, " slots"],
+    count: UInt32[Array, " slots"],
+    levels: int,
+) -> UInt32[Array, "8 slots"]:
+    """The root of every message, in the column of its first slot."""
     slots = position.shape[0]
     zero = jnp.zeros_like(position)
     length = jnp.full_like(position, np.uint32(64))
 
-    def one_step(nodes: Array, step: Array) -> tuple[Array, None]:
+    def one_step(
+        nodes: UInt32[Array, "8 lanes"], step: Int32[Array, "3"]
+    ) -> tuple[UInt32[Array, "8 lanes"], None]:
         first, partner, half = step[0], step[1], step[2].astype(jnp.uint32)
         left = lax.dynamic_slice_in_dim(nodes, first, slots, axis=1)
         right = lax.dynamic_slice_in_dim(nodes, partner, slots, axis=1)
@@ -206,17 +232,16 @@ def _join_lanes(
 
 
 def hash_tile(
-    tile: Array,
-    messages: Array,
+    tile: Tile,
+    messages: UInt32[Array, "3 slots"],
     *,
     levels: int,
     unrolled: bool,
-) -> Array:
+) -> UInt32[Array, "8 slots"]:
     """The digests of all messages in a tile.
 
     Args:
-        tile: the messages' words by block, word, lane within slot, slot; zeros
-            after the end of a message.
+        tile: the messages' words; zeros after the end of a message.
         messages: for each slot its number within its message, the number of
             lanes of the message, and the bytes in the message's last lane. The
             numbers of unused slots are arbitrary.
@@ -224,7 +249,7 @@ def hash_tile(
         unrolled: which form of the compression function (see above).
 
     Returns:
-        Array of the digests. A message's stands in the column of its first slot.
+        The digests. A message's stands in the column of its first slot.
     """
     compress = compress_unrolled if unrolled else compress_rolled
     position, count, last = messages
@@ -237,17 +262,17 @@ def lanes_of(nbytes: int) -> int:
     return max(1, -(-nbytes // LANE_BYTES))
 
 
-def to_tile(words: Array) -> Array:
+def to_tile(words: UInt32[Array, "lanes 256"]) -> Tile:
     """Lanes in the order of their message, as a tile; their number is a multiple of 16."""
     return words.reshape(-1, SLOT_LANES, 16, 16).transpose(2, 3, 1, 0)
 
 
-def from_bytes(x: Array) -> Array:
+def from_bytes(x: UInt8[Array, " bytes"]) -> UInt32[Array, " words"]:
     """Little-endian words of bytes, whose number is a multiple of 4."""
     return lax.bitcast_convert_type(x.reshape(-1, 4), jnp.uint32)
 
 
-def to_bytes(words: Array) -> Array:
+def to_bytes(words: UInt32[Array, " words"]) -> UInt8[Array, " bytes"]:
     """The bytes of little-endian words."""
     return lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
 
@@ -260,13 +285,21 @@ def bucket(lanes: int) -> int:
     return size
 
 
-def _message_table(slots: int, lanes: Array, last: Array) -> Array:
+def _message_table(
+    slots: int, lanes: UInt32[Array, ""], last: UInt32[Array, ""]
+) -> UInt32[Array, "3 slots"]:
     position = lax.iota(jnp.uint32, slots)
     return jnp.stack([position, jnp.full_like(position, lanes), jnp.full_like(position, last)])
 
 
 @functools.partial(jax.jit, static_argnames="unrolled")
-def _digest_padded(data: Array, lanes: Array, last: Array, *, unrolled: bool | None) -> Array:
+def _digest_padded(
+    data: UInt8[Array, " bytes"],
+    lanes: UInt32[Array, ""],
+    last: UInt32[Array, ""],
+    *,
+    unrolled: bool | None,
+) -> UInt8[Array, "32"]:
     tile = to_tile(from_bytes(data).reshape(-1, 256))
     slots = tile.shape[-1]
     levels = (SLOT_LANES * slots - 1).bit_length()
@@ -283,7 +316,7 @@ def _digest_padded(data: Array, lanes: Array, last: Array, *, unrolled: bool | N
     return to_bytes(digests[:, 0])
 
 
-def blake3_device(x: Array) -> Array:
+def blake3_device(x: UInt8[Array, " bytes"]) -> UInt8[Array, "32"]:
     """BLAKE3-256 of some bytes, computed where they are. Can be called under `jax.jit`.
 
     Args:

@@ -3,7 +3,7 @@
 There is one dispatch chain without a round trip: place regions of leaves into
 tiles, hash the tiles, pick their digests, next tiles. The host waits only at
 the end, for 32 bytes a chunk. `blake3.hash_tile` is compiled for either of
-`scheduling.TILE_LANES`.
+`schedule.TILE_LANES`.
 """
 
 import functools
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int32, Shaped, UInt32
 
 from vcjax.hashing import blake3
 from vcjax.hashing.digests import LeafDigest
@@ -28,7 +29,7 @@ TREE_LEVELS = 13
 _TEAM = "team"
 
 
-def digest_on_devices(leaves: Iterable[tuple[str, Array]]) -> list[LeafDigest]:
+def digest_on_devices(leaves: Iterable[tuple[str, Shaped[Array, "..."]]]) -> list[LeafDigest]:
     """The digests of JAX arrays, computed on the devices that hold them.
 
     Args:
@@ -57,14 +58,16 @@ def _teams(work: dict[Device, list[Task]]) -> list[dict[Device, list[Task]]]:
     return list(teams.values())
 
 
-def _chain(work: dict[Device, list[Task]]) -> list[tuple[list[Content], Array]]:
+def _chain(
+    work: dict[Device, list[Task]],
+) -> list[tuple[list[Content], UInt32[Array, "devices messages 8"]]]:
     """Dispatches the work of some devices: in every round, each fills a tile, and all hash theirs.
 
     One program for all of them, since XLA would compile the kernel anew for each.
 
     Returns:
-        For every round what was in the tile of each device, and the digests
-        `[devices, chunks, 8]`, still on the devices.
+        For every round what was in the tile of each device, and the digests, still on
+        the devices.
     """
     devices = tuple(work)
     hash_tiles, pick = _programs(devices)
@@ -93,7 +96,9 @@ def _chain(work: dict[Device, list[Task]]) -> list[tuple[list[Content], Array]]:
     return results
 
 
-def _collect(content: Content, digests: np.ndarray, found: list[dict[int, bytes]]) -> None:
+def _collect(
+    content: Content, digests: UInt32[np.ndarray, "messages 8"], found: list[dict[int, bytes]]
+) -> None:
     rows = iter(digests.astype("<u4", copy=False))
     for task, _ in content:
         for chunk in range(task.region.chunks):
@@ -110,13 +115,20 @@ def _programs(devices: tuple[Device, ...]) -> tuple[Callable[..., Array], Callab
     )
 
     @functools.partial(jax.jit, static_argnames="levels")
-    def hash_tiles(tiles: Array, tables: Array, *, levels: int) -> Array:
+    def hash_tiles(
+        tiles: UInt32[Array, "blocks 16 16 slots"],
+        tables: UInt32[Array, "tables slots"],
+        *,
+        levels: int,
+    ) -> UInt32[Array, "words slots"]:
         kernel = functools.partial(blake3.hash_tile, levels=levels, unrolled=unrolled)
         return together(kernel)(tiles, tables)
 
     @jax.jit
     @together
-    def pick(digests: Array, first: Array) -> Array:
+    def pick(
+        digests: UInt32[Array, "8 slots"], first: Int32[Array, "1 messages"]
+    ) -> UInt32[Array, "1 messages 8"]:
         return digests[:, first[0]].T[None]
 
     return hash_tiles, pick

@@ -1,10 +1,11 @@
 """Digests of leaves and trees, each computed where its data are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import jax
+from jaxtyping import PyTree
 
 from vcjax import tree
 from vcjax.hashing.device import digest_on_devices
@@ -65,10 +66,14 @@ def iter_digests(
             on_device[path] = leaf
         else:
             on_host[path] = leaf
-    arrays = [(leaf.spec.dtype, leaf.data) for leaf in on_device.values()]
-    found = zip(on_device, digest_on_devices(arrays), strict=True) if arrays else ()
-    arrays = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in on_host.values())
-    for path, digest in chain(found, zip(on_host, digest_arrays(arrays), strict=True)):
+    found: list[Iterable[tuple[str, LeafDigest]]] = []
+    if on_device:
+        arrays = [(leaf.spec.dtype, leaf.data) for leaf in on_device.values()]
+        found.append(zip(on_device, digest_on_devices(arrays), strict=True))
+    if on_host:
+        hosted = ((leaf.spec.dtype, tree.canonical(leaf)) for leaf in on_host.values())
+        found.append(zip(on_host, digest_arrays(hosted), strict=True))
+    for path, digest in chain.from_iterable(found):
         if memo is not None:
             memo.put(leaves[path].spec.dtype, leaves[path].data, digest)
         yield path, digest
@@ -92,7 +97,7 @@ def faster_on(device: Device) -> Backend:
     return "host" if device.platform == "cpu" else faster_backend(device)
 
 
-def tree_digests(tree_: Any, *, backend: Backend | None = None) -> dict[str, str]:
+def tree_digests(tree_: PyTree, *, backend: Backend | None = None) -> dict[str, str]:
     """The leaf digests of a PyTree by leaf path, as 64 hexadecimal digits.
 
     They do not depend on device, backend or sharding.

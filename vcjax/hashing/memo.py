@@ -2,16 +2,16 @@
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import jax
+from jaxtyping import Shaped
 
 from vcjax.hashing.digests import LeafDigest
 
 _HOST_MEMORY = ("pinned_host", "unpinned_host")
 
 
-def cannot_change(array: jax.Array) -> bool:
+def cannot_change(array: Shaped[jax.Array, "..."]) -> bool:
     """Whether no host code can write into the memory of an array.
 
     On CPU devices it never can be told: `jnp.asarray`, `jax.device_put` and
@@ -41,16 +41,19 @@ class DigestMemo:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, dtype: str, data: Any) -> LeafDigest | None:
+    def get(self, dtype: str, data: object) -> LeafDigest | None:
         """The digest of an array under a dtype name, if it is remembered."""
         entry = self._entries.get(id(data))
         if entry is None:
             return None
         reference, name, digest = entry
         # The weak reference settles it: ids are used again before finalisers of cycles run.
-        return digest if reference() is data and name == dtype and not data.is_deleted() else None
+        array = reference()
+        if array is None or array is not data or name != dtype or array.is_deleted():
+            return None
+        return digest
 
-    def put(self, dtype: str, data: Any, digest: LeafDigest) -> None:
+    def put(self, dtype: str, data: object, digest: LeafDigest) -> None:
         """Remembers a digest, if the data are an eligible JAX array."""
         if not isinstance(data, jax.Array) or not self._eligible(data):
             return

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from jax import Array
+from jaxtyping import Int32, Shaped, UInt32
 
 from vcjax.hashing import blake3, grid
 from vcjax.hashing.regions import Box, Region, box_of, overlap, regions
@@ -71,7 +72,7 @@ Content = list[tuple[Task, int]]
 """Tasks in a tile, each with its first slot."""
 
 
-def tasks_of(leaves: Sequence[tuple[str, Array]]) -> dict[Device, list[Task]]:
+def tasks_of(leaves: Sequence[tuple[str, Shaped[Array, "..."]]]) -> dict[Device, list[Task]]:
     """What each device has to do: every region once, replicas share the work."""
     work: dict[Device, list[Task]] = defaultdict(list)
     load: dict[Device, int] = defaultdict(int)
@@ -124,8 +125,10 @@ def _packed(tasks: list[Task], slots: int) -> tuple[Content, list[Task]]:
     return content, rest
 
 
-def message_tables(slots: int, contents: list[Content]) -> tuple[np.ndarray, np.ndarray]:
-    """The messages of the tiles as `blake3.hash_tile` takes them, and their first slots.
+def message_tables(
+    slots: int, contents: list[Content]
+) -> tuple[UInt32[np.ndarray, "tables slots"], Int32[np.ndarray, "devices messages"]]:
+    """The messages of the tiles as `blake3.hash_tile` takes them, end to end, and first slots.
 
     The number of first slots is rounded up to a power of two, so that few
     programs are compiled.
@@ -138,7 +141,7 @@ def message_tables(slots: int, contents: list[Content]) -> tuple[np.ndarray, np.
     return np.concatenate(tables), padded
 
 
-def _table(slots: int, content: Content) -> tuple[np.ndarray, list[int]]:
+def _table(slots: int, content: Content) -> tuple[UInt32[np.ndarray, "3 slots"], list[int]]:
     table = np.zeros((3, slots), np.uint32)
     firsts: list[int] = []
     for task, slot in content:

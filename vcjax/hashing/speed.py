@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt32
 
 from vcjax.hashing.device import digest_on_devices
 from vcjax.hashing.host import digest_arrays
@@ -55,17 +56,17 @@ def _measure(device: Device) -> Speed:
     return _measured[device.device_kind]
 
 
-def _probe(device: Device) -> jax.Array:
+def _probe(device: Device) -> UInt32[jax.Array, " words"]:
     words = np.random.default_rng(0).integers(0, 2**32, PROBE_BYTES // 4, np.uint32)
     return jax.device_put(words, device)
 
 
-def _fetched(array: jax.Array) -> np.ndarray:
+def _fetched(array: UInt32[jax.Array, " words"]) -> UInt32[np.ndarray, " words"]:
     # An array keeps the copy that it once made for the host; a new one has none yet.
     return np.asarray(jax.block_until_ready(jnp.bitwise_xor(array, np.uint32(1))))
 
 
-def _rate(action: Callable[[], Any]) -> float:
+def _rate(action: Callable[[], object]) -> float:
     """GB/s of digesting the probe, the best of three after one to warm up."""
     action()
     times = []

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Int32, Shaped, UInt32
 
 from vcjax.hashing import blake3
 from vcjax.hashing.regions import overlap
@@ -24,7 +25,7 @@ BATCH_SLOTS = 4096
 """Most slots that one program fills, 64 MiB: the copies are held twice."""
 
 
-def fill(tile: Array, content: Content, device: Device) -> Array:
+def fill(tile: blake3.Tile, content: Content, device: Device) -> blake3.Tile:
     """Copies regions into a tile, many of a kind at once: a dispatch takes longer than a copy."""
     slot = 0
     for _, group in itertools.groupby((task for task, _ in content), key=lambda task: task.kind):
@@ -63,28 +64,31 @@ def _source(task: Task, device: Device) -> tuple[Array, tuple[int, ...]]:
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _cut(array: Array, start: Array, *, shape: tuple[int, ...]) -> Array:
+def _cut(
+    array: Shaped[Array, "..."], start: Int32[Array, " axes"], *, shape: tuple[int, ...]
+) -> Shaped[Array, "..."]:
     return lax.dynamic_slice(without_floats(array), list(start), shape)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _paste(target: Array, piece: Array, start: Array) -> Array:
+def _paste(
+    target: Shaped[Array, "*shape"], piece: Shaped[Array, "..."], start: Int32[Array, " axes"]
+) -> Shaped[Array, "*shape"]:
     return lax.dynamic_update_slice(target, piece, list(start))
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "chunk"), donate_argnums=0)
 def _place(
-    tile: Array,
-    sources: tuple[Array, ...],
-    where: Array,
+    tile: blake3.Tile,
+    sources: tuple[Shaped[Array, "..."], ...],
+    where: Int32[Array, "sources places"],
     *,
     shape: tuple[int, ...],
     chunk: int,
-) -> Array:
+) -> blake3.Tile:
     """Copies regions of one kind into neighbouring slots of a tile.
 
     Args:
-        tile: as `blake3.hash_tile` takes it.
         sources: arrays that hold the regions.
         where: for each, where in its source the region begins, then its first slot.
         shape: of the regions.
@@ -102,8 +106,8 @@ def _place(
     return lax.dynamic_update_slice(tile, filled, [zero, zero, zero, where[0, -1]])
 
 
-def _lanes(messages: Array) -> Array:
-    """The canonical bytes of each row as words, `[lanes, 256]`, padded to whole slots."""
+def _lanes(messages: Shaped[Array, "rows elements"]) -> UInt32[Array, "lanes 256"]:
+    """The canonical bytes of each row as words, padded to whole slots."""
     words = canonical_words(messages)
     slot_words = blake3.SLOT_LANES * blake3.LANE_BYTES // 4
     padding = -words.shape[1] % slot_words

@@ -3,16 +3,14 @@
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Shaped, UInt32
 
 
-def canonical_words(x: Array) -> Array:
+def canonical_words(x: Shaped[Array, "rows elements"]) -> UInt32[Array, "rows words"]:
     """The canonical bytes of each row as little-endian words; zeros fill the last word.
 
     Args:
-        x: of any dtype that JAX has, `[rows, elements]`.
-
-    Returns:
-        uint32 `[rows, ⌈bytes of a row / 4⌉]`.
+        x: of any dtype that JAX has.
     """
     x = _whole_bytes(x)
     rows, width = x.shape[0], x.dtype.itemsize
@@ -24,7 +22,7 @@ def canonical_words(x: Array) -> Array:
     return lax.bitcast_convert_type(bits.reshape(rows, -1, per_word), jnp.uint32)
 
 
-def without_floats(x: Array) -> Array:
+def without_floats(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Floats as integers of the same bits.
 
     XLA may compute in float32 where a device lacks a float type, be it only to
@@ -35,7 +33,7 @@ def without_floats(x: Array) -> Array:
     return x
 
 
-def _whole_bytes(x: Array) -> Array:
+def _whole_bytes(x: Shaped[Array, "rows elements"]) -> Shaped[Array, "rows parts"]:
     """Rows of a dtype that has whole bytes and can be bitcast, with the canonical bytes of `x`."""
     x = without_floats(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):

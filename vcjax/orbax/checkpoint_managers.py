@@ -4,6 +4,9 @@ from typing import Any
 
 from orbax.checkpoint import checkpoint_managers as theirs
 
+from vcjax.orbax.manager.manager import CheckpointManager as CheckpointManager
+from vcjax.orbax.manager.options import CheckpointManagerOptions as CheckpointManagerOptions
+
 
 def __getattr__(name: str) -> Any:
     return getattr(theirs, name)

@@ -11,24 +11,25 @@ Stands for `orbax.checkpoint.checkpointers`, with ours in the place of its class
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_args
 from orbax.checkpoint import checkpointers as theirs
 
 from vcjax.history import Commit
 from vcjax.orbax.checkpointer_paths import AnyPath, is_orbax, locate_saved, repository_for
-from vcjax.orbax.items.handler_files import Positional
-from vcjax.orbax.items.handlers import ItemHandlers, decoded
+from vcjax.orbax.items.handlers import Arguments, ItemHandlers, Positional
+from vcjax.orbax.items.item_metadata import described
 from vcjax.orbax.items.record import DEFAULT_ITEM, StepRecord, step_metadata
-from vcjax.orbax.items.step_content import described, restored, staged
-from vcjax.orbax.items.stored_item import from_first, stored_items
-from vcjax.orbax.manager.options import is_local, process_timeout
-from vcjax.orbax.manager.shared_save import Sharing
+from vcjax.orbax.items.restore import decoded, restored
+from vcjax.orbax.items.save import from_first, staged
+from vcjax.orbax.items.shared_save import Sharing
+from vcjax.orbax.items.stored_item import stored_items
+from vcjax.orbax.manager.options import CheckpointManagerOptions, is_local, process_timeout
 from vcjax.processes.conversation import agree
 from vcjax.processes.group import several
 from vcjax.repo import Repository
@@ -48,37 +49,48 @@ class Checkpointer(ocp.AbstractCheckpointer):
 
     Args:
         handler: one of Orbax's, or anybody's.
-        options: Orbax's further options. `multiprocessing_options` and the time-out of
-            `async_options` mean what they mean for a manager; the others, about files, are
-            accepted and have no meaning here.
+        multiprocessing_options: as for a manager.
+        async_options: their time-out is as for a manager.
+        timeout_secs: another time-out; the smallest counts.
+        process_timeout_s: as for a manager.
+        others: Orbax's further options, about files: accepted, and without meaning here.
 
     In a program of several processes they make the same calls together, as with Orbax.
     """
 
-    def __init__(self, handler: Any, *_: Any, **options: Any):
+    def __init__(
+        self,
+        handler: ocp.CheckpointHandler,
+        *_: object,
+        multiprocessing_options: ocp.options.MultiprocessingOptions | None = None,
+        async_options: ocp.AsyncOptions | None = None,
+        timeout_secs: float | None = None,
+        process_timeout_s: float = CheckpointManagerOptions.process_timeout_s,
+        **others: object,
+    ):
         self._handler = handler
-        self._local = is_local(options.get("multiprocessing_options"))
-        self._timeout_s = process_timeout(SimpleNamespace(**{"async_options": None} | options))
-        self._timeout_s = min(self._timeout_s, options.get("timeout_secs") or self._timeout_s)
-        self._single = not isinstance(handler, ocp.CompositeCheckpointHandler)
-        if self._single:
-            self._handlers = ItemHandlers(handlers=handler)
-        else:
+        self._local = is_local(multiprocessing_options)
+        seconds = process_timeout(process_timeout_s, async_options)
+        self._timeout_s = min(seconds, timeout_secs or seconds)
+        if isinstance(handler, ocp.CompositeCheckpointHandler):
             registry = handler._handler_registry
             self._handlers = ItemHandlers(registry=registry, single=False)
+        else:
+            self._handlers = ItemHandlers(handlers=handler)
+        self._single = bool(self._handlers.single)
 
     @property
-    def handler(self) -> Any:
+    def handler(self) -> ocp.CheckpointHandler:
         """The handler that was given."""
         return self._handler
 
     def save(
         self,
         directory: AnyPath,
-        *args: Any,
+        *args: object,
         force: bool = False,
-        custom_metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
+        custom_metadata: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         """Saves an object as a commit of the repository at a path.
 
@@ -97,15 +109,16 @@ class Checkpointer(ocp.AbstractCheckpointer):
     def _commit(
         self,
         directory: AnyPath,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
         force: bool,
-        custom_metadata: dict[str, Any] | None,
+        custom_metadata: Mapping[str, object] | None,
         background: bool,
     ) -> tuple[Repository, Commit | Future[Commit]]:
-        def prepare() -> tuple[dict[str, Any], dict[str, Any]]:
+        def prepare() -> tuple[dict[str, Arguments], dict[str, object]]:
             given = self._arguments(args, kwargs, save=True)
-            items = {DEFAULT_ITEM: given} if self._single else dict(given.items())
+            named = {DEFAULT_ITEM: given} if self._single else cast(ocp.args.Composite, given)
+            items = dict(named.items())
             return items, step_metadata(custom_metadata)
 
         repo, token, (items, custom) = self._opened(directory, force, prepare)
@@ -137,7 +150,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
             return repository_for(directory, force), "", prepared
         here: list[_T] = []
 
-        def find(_: Any) -> dict[str, str]:
+        def find(_: object) -> dict[str, str]:
             try:
                 repository_for(directory, force)
             except ValueError as error:
@@ -154,7 +167,9 @@ class Checkpointer(ocp.AbstractCheckpointer):
         repo.processes.timeout = self._timeout_s
         return repo
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], save: bool) -> Any:
+    def _arguments(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object], save: bool
+    ) -> Arguments:
         for value in (*args, *kwargs.values()):
             if isinstance(value, ocp.args.CheckpointArgs):
                 return value
@@ -163,7 +178,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
         cls = checkpoint_args.get_registered_args_cls(self._handler)[not save]
         return cls(*args, **kwargs)
 
-    def restore(self, directory: AnyPath, *args: Any, **kwargs: Any) -> Any:
+    def restore(self, directory: AnyPath, *args: object, **kwargs: Any) -> PyTree:
         """The object at a path.
 
         Args:
@@ -188,7 +203,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
             raise FileNotFoundError(f"there is no item {place.item!r} in {place.commit}")
         return decoded(self._handlers, item, given)
 
-    def metadata(self, directory: AnyPath) -> Any:
+    def metadata(self, directory: AnyPath) -> ocp.metadata.StepMetadata:
         """Orbax's `StepMetadata` of what is at a path; no leaf is read.
 
         Raises:
@@ -200,7 +215,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
         found = described(place.repo, place.commit, self._handlers)
         if self._single:
             name = place.item or DEFAULT_ITEM
-            found.item_handlers = found.item_handlers.get(name)
+            found.item_handlers = cast("dict[str, str]", found.item_handlers).get(name)
             if place.item is not None and isinstance(found.item_metadata, ocp.args.Composite):
                 found.item_metadata = found.item_metadata[place.item]
         return found
@@ -209,7 +224,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
         """Closes the handler."""
         self._handlers.close()
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -224,10 +239,10 @@ class AsyncCheckpointer(Checkpointer):
     def save(
         self,
         directory: AnyPath,
-        *args: Any,
+        *args: object,
         force: bool = False,
-        custom_metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
+        custom_metadata: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         """As `Checkpointer.save`, in the background, after the save before it."""
         self.wait_until_finished()
@@ -235,12 +250,12 @@ class AsyncCheckpointer(Checkpointer):
         assert isinstance(made, Future)
         self._pending = repo, made, threading.get_ident()
 
-    def restore(self, directory: AnyPath, *args: Any, **kwargs: Any) -> Any:
+    def restore(self, directory: AnyPath, *args: object, **kwargs: Any) -> PyTree:
         """As `Checkpointer.restore`, after what is being saved."""
         self.wait_until_finished()
         return super().restore(directory, *args, **kwargs)
 
-    def metadata(self, directory: AnyPath) -> Any:
+    def metadata(self, directory: AnyPath) -> ocp.metadata.StepMetadata:
         """As `Checkpointer.metadata`, after what is being saved."""
         self.wait_until_finished()
         return super().metadata(directory)
@@ -299,12 +314,12 @@ class StandardCheckpointer(AsyncCheckpointer):
     def save(
         self,
         directory: AnyPath,
-        state: Any = None,
-        *args: Any,
-        save_args: Any = None,
+        state: PyTree = None,
+        *args: object,
+        save_args: PyTree[ocp.SaveArgs] = None,
         force: bool = False,
-        custom_metadata: dict[str, Any] | None = None,
-        **kwargs: Any,
+        custom_metadata: Mapping[str, object] | None = None,
+        **kwargs: object,
     ) -> None:
         """Saves a PyTree; `save_args` may cast its leaves. Otherwise as `Checkpointer.save`."""
         given = kwargs.pop("args", None)
@@ -313,8 +328,13 @@ class StandardCheckpointer(AsyncCheckpointer):
         super().save(directory, args=given, force=force, custom_metadata=custom_metadata)
 
     def restore(
-        self, directory: AnyPath, target: Any = None, *args: Any, strict: bool = True, **kwargs: Any
-    ) -> Any:
+        self,
+        directory: AnyPath,
+        target: PyTree = None,
+        *args: object,
+        strict: bool = True,
+        **kwargs: object,
+    ) -> PyTree:
         """The PyTree at a path, in the structure, dtypes and shardings of a target.
 
         Args:
@@ -339,5 +359,5 @@ class PyTreeCheckpointer(Checkpointer):
         options: as for `Checkpointer`.
     """
 
-    def __init__(self, *_: Any, **options: Any):
+    def __init__(self, *_: object, **options: Any):
         super().__init__(ocp.PyTreeCheckpointHandler(), **options)

@@ -1,4 +1,4 @@
-"""Methods for exactly two models: Nearswap, Arcee Fusion."""
+"""Arcee Fusion: only the elements of the second model whose change matters most are taken."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Methods that treat every element alone: averages and task arithmetic."""
+"""Averages, weighted and not, and passing one model through."""
 
 from vcjax.merging.compose import chain
 from vcjax.merging.makers import recipe

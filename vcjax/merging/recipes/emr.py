@@ -1,7 +1,4 @@
-"""Methods that localise tasks by masks, some over the whole model.
-
-Whole-model TIES, Localize-and-Stitch, Consensus (TALL masks), EMR.
-"""
+"""EMR-Merging: elect a unified model, and keep a mask and a rescaler for each task."""
 
 import jax
 import jax.numpy as jnp

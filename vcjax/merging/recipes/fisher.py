@@ -1,4 +1,4 @@
-"""Methods weighted by statistics of data: Fisher, RegMean, MaTS."""
+"""Fisher merging: the mean weighted by diagonal Fisher information."""
 
 import jax.numpy as jnp
 

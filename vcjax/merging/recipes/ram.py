@@ -1,4 +1,4 @@
-"""Methods that ask, element by element, which models changed it: SCE, RAM."""
+"""RAM: elements that one model alone changed are kept apart from those that several did."""
 
 from dataclasses import dataclass
 

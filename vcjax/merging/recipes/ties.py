@@ -1,4 +1,4 @@
-"""Methods that drop parts of task vectors: TIES, DARE, Breadcrumbs, DELLA."""
+"""TIES: trim, elect sign, disjoint merge; per leaf, or with one threshold for the model."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Methods on the singular vectors of task matrices: TSV-Merge, Iso-C, Iso-CTS, KnOTS, WUDI."""
+"""TSV-Merge: the leading singular vectors of every task matrix, made orthogonal to each other."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -14,7 +14,7 @@ import tensorstore as ts
 
 from vcjax import tree
 from vcjax.errors import FormatError, VcjaxError
-from vcjax.tree import Home, LazyArray, Leaf, LeafSpec
+from vcjax.tree import Home, LazyArray, Leaf, LeafSpec, Node
 
 STRINGS, SHARDINGS = "_strings.json", "_sharding"
 
@@ -40,6 +40,10 @@ class SavedValue:
     name: str
 
 
+SavedRoot = Node | SavedValue
+"""A tree with a `SavedValue` at each leaf that has one."""
+
+
 class SavedArrays:
     """The arrays of one folder.
 
@@ -59,8 +63,8 @@ class SavedArrays:
         self._context = ts.Context(_CONTEXT)
         self._impls = _key_implementations(folder)
 
-    def shardings(self, root: Any) -> list[list[Any]]:
-        """[sharding as Orbax serialises it, ranges [start, stop) of leaves in tree order].
+    def shardings(self, root: SavedRoot) -> list[tuple[str, list[list[int]]]]:
+        """(Sharding as Orbax serialises it, ranges [start, stop) of leaves in tree order).
 
         Only of leaves on meshes of two or more devices, as `CheckpointManager` notes them.
 
@@ -79,9 +83,9 @@ class SavedArrays:
                 spans[-1][1] = index + 1
             else:
                 spans.append([index, index + 1])
-        return [[text, spans] for text, spans in ranges.items()]
+        return list(ranges.items())
 
-    def fill(self, root: Any) -> Any:
+    def fill(self, root: SavedRoot) -> Node | Leaf:
         """The tree with a `Leaf` in the place of each `SavedValue`."""
         found = tree.leaf_dict(root)
         values = {path: value for path, value in found.items() if isinstance(value, SavedValue)}
@@ -118,7 +122,7 @@ class SavedArrays:
         }
         return ts.open(spec, open=True, read=True, context=self._context)
 
-    def _leaf(self, path: str, value: SavedValue, array: Any) -> Leaf:
+    def _leaf(self, path: str, value: SavedValue, array: ts.TensorStore) -> Leaf:
         shape, dtype = tuple(array.shape), np.dtype(array.dtype.numpy_dtype)
         name = tree.dtype_name(dtype)
         if value.kind == "scalar" and shape == ():

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jaxtyping import PyTree
 
 # No public name reaches this option.
 from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadataOptions
@@ -17,6 +19,7 @@ from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadat
 from vcjax import tree
 from vcjax.formats.files import storage_error
 from vcjax.orbax.files.export_plan import ExportedItem, ExportPlan
+from vcjax.orbax.items.handler_files import Files
 from vcjax.orbax.items.record import DEFAULT_ITEM
 from vcjax.repo import Repository
 from vcjax.repo.restore import read_leaves
@@ -55,7 +58,7 @@ def run_export(repo: Repository, plan: ExportPlan) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _write_single(folder: Path, plan: ExportPlan, value: Any) -> None:
+def _write_single(folder: Path, plan: ExportPlan, value: PyTree) -> None:
     item = plan.items[DEFAULT_ITEM]
     if item.record.kind == "tree":  # whatever saved it, Orbax's checkpointers of trees restore it
         handler, custom = _tree_handler(), item.record.custom_metadata
@@ -78,7 +81,7 @@ def _tree_handler() -> ocp.PyTreeCheckpointHandler:
     )
 
 
-def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, Any]) -> Path:
+def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, PyTree]) -> Path:
     given = plan.record.metrics
     metrics = given if isinstance(given, dict) else dict(plan.commit.metrics)
     registry = ocp.DefaultCheckpointHandlerRegistry()
@@ -116,7 +119,7 @@ def _place_root_metadata(made: Path, directory: Path, plan: ExportPlan) -> None:
         made.rename(directory / made.name)
 
 
-def _given(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _given(metadata: Mapping[str, object]) -> dict[str, object] | None:
     """None, for Orbax to write nothing, where nothing was given."""
     return dict(metadata) or None
 
@@ -124,7 +127,7 @@ def _given(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
 # -- items -------------------------------------------------------------------------
 
 
-def _save_args(item: ExportedItem, value: Any) -> Any:
+def _save_args(item: ExportedItem, value: PyTree) -> ocp.args.CheckpointArgs:
     match item.record.kind:
         case "files":
             return FilesSave(value)
@@ -140,13 +143,13 @@ def _save_args(item: ExportedItem, value: Any) -> Any:
     return ocp.args.PyTreeSave(value, custom_metadata=item.record.custom_metadata)
 
 
-def _restored(repo: Repository, item: ExportedItem) -> Any:
+def _restored(repo: Repository, item: ExportedItem) -> PyTree:
     """An item in containers and arrays that Orbax knows."""
     leaves = dict(read_leaves(repo.objects, tree.leaf_dict(item.root)))
     return tree.unflatten(_known(tree.map_leaves(partial(_value, leaves), item.root)))
 
 
-def _value(leaves: Mapping[str, Leaf], path: str, _: Any) -> Leaf:
+def _value(leaves: Mapping[str, Leaf], path: str, _: object) -> Leaf:
     leaf = leaves[path]
     value = tree.restore_leaf(leaf)
     if leaf.spec.home == "scalar":
@@ -154,7 +157,7 @@ def _value(leaves: Mapping[str, Leaf], path: str, _: Any) -> Leaf:
     return Leaf(LeafSpec("value", (), "python"), value)  # "python": taken over as it is
 
 
-def _known(node: Any) -> Any:
+def _known(node: Node | Leaf) -> Node | Leaf:
     """The same tree of dicts with text keys, lists, tuples and namedtuples."""
     if not isinstance(node, Node):
         return node
@@ -170,11 +173,13 @@ def _known(node: Any) -> Any:
 class FilesHandler(ocp.CheckpointHandler):
     """Writes the files that a handler of the user's own wrote at first."""
 
-    def save(self, directory: Any, args: "FilesSave | Mapping[str, Any]") -> None:
+    signs_as_another = True  # so that nothing is restored by it
+
+    def save(self, directory: epath.Path, args: "FilesSave | Files") -> None:
         """Writes them: given by a manager as arguments, by a checkpointer as they are."""
         _write_files(Path(directory), args.item if isinstance(args, FilesSave) else args)
 
-    def restore(self, directory: Any, args: Any = None) -> Any:
+    def restore(self, directory: epath.Path, args: object = None) -> NoReturn:
         """Is up to the handler that wrote them."""
         raise NotImplementedError("only the handler that wrote these files can restore them")
 
@@ -188,7 +193,7 @@ class FilesSave(ocp.args.CheckpointArgs):
         item: arrays of bytes, in dicts that are the folders.
     """
 
-    item: Any
+    item: Files
 
 
 def _files_handler(name: str) -> FilesHandler:
@@ -202,9 +207,9 @@ def _files_handler(name: str) -> FilesHandler:
     return signed()
 
 
-def _write_files(folder: Path, item: Mapping[str, Any]) -> None:
+def _write_files(folder: Path, item: Files) -> None:
     for name, content in item.items():
-        if isinstance(content, Mapping):
+        if isinstance(content, dict):
             (folder / name).mkdir()
             _write_files(folder / name, content)
         else:

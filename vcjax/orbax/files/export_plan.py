@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vcjax import tree
 from vcjax.errors import FormatError, PrunedError, StepExistsError
@@ -63,7 +62,7 @@ class ExportedItem:
     """
 
     record: ItemRecord
-    root: Any
+    root: Node | LeafEntry
 
 
 def plan_export(
@@ -139,7 +138,7 @@ def _is_taken(target: Path, force: bool) -> bool:
     return True
 
 
-def _items(record: StepRecord, root: Any) -> dict[str, ExportedItem]:
+def _items(record: StepRecord, root: Node | LeafEntry) -> dict[str, ExportedItem]:
     """The items of a commit, as `CheckpointManager` and the importer note them."""
     if record.single or not isinstance(root, Node):
         return {DEFAULT_ITEM: ExportedItem(record.items.get(DEFAULT_ITEM, ItemRecord()), root)}

@@ -4,14 +4,12 @@ import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from vcjax.errors import FormatError, RevisionError, StepExistsError, VcjaxError
 from vcjax.history import Commit
 from vcjax.orbax.files.item_tree import SavedTree, as_dict, read_item
 from vcjax.orbax.files.steps import SavedDirectory, SavedItem, SavedStep
-from vcjax.orbax.items.record import DEFAULT_ITEM, ItemRecord, StepRecord
-from vcjax.orbax.manager import metrics
+from vcjax.orbax.items.record import DEFAULT_ITEM, ItemRecord, StepMetrics, StepRecord
 from vcjax.repo import Repository
 
 ORIGIN = "imported"
@@ -137,7 +135,7 @@ def run_import(
                 f"import {name}" if step.step is None else f"step {step.step}",
                 branch=plan.branch,
                 metadata=_metadata(plan.source, step, trees),
-                metrics=metrics.checked(step.metrics)[1],
+                metrics=StepMetrics.of(step.metrics).numbers,
                 author=author,
                 rebase=False,
             )
@@ -152,12 +150,12 @@ def run_import(
 
 def _metadata(
     source: SavedDirectory, step: SavedStep, trees: Mapping[str, SavedTree]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """As `CheckpointManager` writes it, and where the step comes from."""
     record = StepRecord(
         {item.name: _record(item, trees[item.name]) for item in step.items},
         step.is_single,
-        metrics.nested(*metrics.checked(step.metrics)),
+        StepMetrics.of(step.metrics).nested,
         dict(step.custom_metadata),
         dict(source.root_metadata),
     )
@@ -168,6 +166,5 @@ def _metadata(
 
 
 def _record(item: SavedItem, saved: SavedTree) -> ItemRecord:
-    shardings = tuple((text, ranges) for text, ranges in saved.shardings)
     kind = item.kind if item.kind in ("json", "files") else "tree"
-    return ItemRecord(kind, item.handler, saved.custom_metadata, shardings)
+    return ItemRecord(kind, item.handler, saved.custom_metadata, tuple(saved.shardings))

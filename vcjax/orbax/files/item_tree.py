@@ -34,13 +34,13 @@ class SavedTree:
     Attributes:
         root: as `vcjax.tree.flatten` gives it, with arrays that are read when needed.
         custom_metadata: what the user noted with it, or None.
-        shardings: [sharding as Orbax serialises it, ranges of leaves], of leaves on
+        shardings: (sharding as Orbax serialises it, ranges of leaves), of leaves on
             meshes of two or more devices.
     """
 
     root: Any
     custom_metadata: Any = None
-    shardings: Sequence[Any] = ()
+    shardings: Sequence[tuple[str, list[list[int]]]] = ()
 
 
 _EMPTY: dict[str, Node] = {
@@ -70,7 +70,7 @@ def read_item(item: SavedItem) -> SavedTree:
     return _READERS[item.kind](item.folder)
 
 
-def as_dict(children: Mapping[str, Any]) -> Node:
+def as_dict(children: Mapping[str, object]) -> Node:
     """The node of a dict."""
     keys = tuple(sorted(children))
     return Node("dict", keys, tuple(children[key] for key in keys))
@@ -123,7 +123,7 @@ _SEQUENCE = 1
 """Orbax's number for the keys of lists; all others are keys of dicts."""
 
 
-def _nested(node: Any) -> Any:
+def _nested(node: object) -> object:
     if not isinstance(node, dict):
         return node
     if node and all(kind == _SEQUENCE for kind, _ in node):

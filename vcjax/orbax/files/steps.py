@@ -264,6 +264,6 @@ def _load(path: Path) -> Any:
         ) from error
 
 
-def _mapping(noted: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _mapping(noted: Mapping[str, object], key: str) -> dict[str, Any]:
     found = noted.get(key)
     return dict(found) if isinstance(found, dict) else {}

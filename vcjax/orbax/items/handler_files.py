@@ -7,38 +7,38 @@ written to a temporary folder again for the handler to read.
 
 import asyncio
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.future import Future
 
 from vcjax.errors import VcjaxError
+from vcjax.orbax.items.handlers import Arguments, Positional
+from vcjax.orbax.items.shared_save import Sharing
 from vcjax.orbax.items.stored_item import StoredItem
-from vcjax.orbax.manager.shared_save import Sharing
 from vcjax.repo.restore import read_leaves
 from vcjax.tree import Node, unescape
 
+_T = TypeVar("_T")
 
-@dataclass(frozen=True)
-class Positional:
-    """Arguments of a handler for which no argument classes are registered."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+Files = dict[str, "np.ndarray | Files"]
+"""Files as arrays of bytes, in dicts that are the folders."""
 
 
-def _call(args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (args.args, args.kwargs) if isinstance(args, Positional) else ((), {"args": args})
+def _call(args: Arguments) -> Positional:
+    return args if isinstance(args, Positional) else Positional(kwargs={"args": args})
 
 
 @contextmanager
-def written(handler: Any, args: Any, sharing: Sharing | None = None) -> Iterator[dict[str, Any]]:
+def written(
+    handler: ocp.CheckpointHandler, args: Arguments, sharing: Sharing | None = None
+) -> Iterator[Files]:
     """What a handler saves, as a tree of its files; they exist until the context is left.
 
     An asynchronous handler is waited for: what it writes is needed to make the commit.
@@ -50,25 +50,27 @@ def written(handler: Any, args: Any, sharing: Sharing | None = None) -> Iterator
         folder.mkdir(parents=True, exist_ok=True)
 
         def save() -> None:
-            positional, keywords = _call(args)
+            call = _call(args)
             if isinstance(handler, ocp.AsyncCheckpointHandler):
-                for future in _started(handler, folder, positional, keywords):
+                for future in _started(handler, folder, call):
                     future.result()
             else:
-                handler.save(folder, *positional, **keywords)
+                handler.save(folder, *call.args, **call.kwargs)
 
         sharing.agree(lambda: handler.finalize(folder), save)
         yield files_of(parent / "item") if sharing.leads else {}
 
 
-def _started(handler: Any, folder: epath.Path, positional: Any, keywords: Any) -> list[Any]:
-    async def start() -> Any:
-        return await handler.async_save(folder, *positional, **keywords)
+def _started(
+    handler: ocp.AsyncCheckpointHandler, folder: epath.Path, call: Positional
+) -> list[Future]:
+    async def start() -> list[Future] | None:
+        return await handler.async_save(folder, *call.args, **call.kwargs)
 
     return list(_run(start()) or ())
 
 
-def _run(coroutine: Any) -> Any:
+def _run(coroutine: Coroutine[object, object, _T]) -> _T:
     """The result of a coroutine, also where an event loop runs already, as in notebooks."""
     try:
         asyncio.get_running_loop()
@@ -78,13 +80,13 @@ def _run(coroutine: Any) -> Any:
         return executor.submit(asyncio.run, coroutine).result()
 
 
-def files_of(folder: Path) -> dict[str, Any]:
+def files_of(folder: Path) -> Files:
     """A folder as a tree: files as arrays of bytes, mapped and not read yet; folders as dicts.
 
     Raises:
         VcjaxError: it holds something that is neither.
     """
-    found: dict[str, Any] = {}
+    found: Files = {}
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
             found[entry.name] = files_of(entry)
@@ -100,14 +102,14 @@ def files_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def restore(handler: Any, item: StoredItem, args: Any) -> Any:
+def restore(handler: ocp.CheckpointHandler, item: StoredItem, args: Arguments) -> object:
     """What a handler makes of the files of an item."""
-    positional, keywords = _call(args)
+    call = _call(args)
     with folder_of(item) as folder:
-        return handler.restore(folder, *positional, **keywords)
+        return handler.restore(folder, *call.args, **call.kwargs)
 
 
-def metadata(handler: Any, item: StoredItem) -> Any:
+def metadata(handler: ocp.CheckpointHandler, item: StoredItem) -> object:
     """What a handler says of the files of an item; None if it cannot tell."""
     with folder_of(item) as folder:
         try:
@@ -121,14 +123,14 @@ def folder_of(item: StoredItem) -> Iterator[epath.Path]:
     """A temporary folder with the files of an item."""
     with tempfile.TemporaryDirectory(prefix="vcjax-item-") as name:
         folder = Path(name) / (item.name if _is_file_name(item.name) else "item")
-        _make_folders(folder, item.root)
+        _make_folders(folder, cast(Node, item.root))
         for path, leaf in read_leaves(item.repo.objects, item.leaves):
             place = _inside(folder, path)
             place.write_bytes(np.asarray(leaf.data).tobytes())
         yield epath.Path(folder)
 
 
-def _make_folders(folder: Path, root: Any) -> None:
+def _make_folders(folder: Path, root: Node) -> None:
     folder.mkdir()
     for key, child in zip(root.keys, root.children, strict=True):
         if not _is_file_name(str(key)):

@@ -1,34 +1,28 @@
-"""Which handler saves and restores an item, and what our own do with its arguments."""
+"""Which handler saves and restores an item, and what Orbax's older calls ask of it."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_args
+from orbax.checkpoint.handlers import CheckpointHandlerRegistry
 
-from vcjax import tree
-from vcjax.errors import VcjaxError
-from vcjax.orbax.items import handler_files as foreign
-from vcjax.orbax.items.handler_files import Positional
-from vcjax.orbax.items.record import DEFAULT_ITEM, ItemRecord, Kind
-from vcjax.orbax.items.restore import restore_plain, restore_pytree, restore_standard
-from vcjax.orbax.items.stored_item import StoredItem, record_shardings
-from vcjax.orbax.manager.shared_save import Sharing
+from vcjax.orbax.items.record import DEFAULT_ITEM
+from vcjax.orbax.items.stored_item import StoredItem
 
-_KINDS: dict[type, Kind] = {
-    ocp.StandardCheckpointHandler: "tree",
-    ocp.PyTreeCheckpointHandler: "tree",
-    ocp.ArrayCheckpointHandler: "tree",
-    ocp.JaxRandomKeyCheckpointHandler: "tree",
-    ocp.NumpyRandomKeyCheckpointHandler: "tree",
-    ocp.JsonCheckpointHandler: "json",
-}
-"""Handlers whose work is done here; of exactly these classes, as others may do more."""
+
+@dataclass(frozen=True)
+class Positional:
+    """Arguments of a handler for which no argument classes are registered."""
+
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+
+
+Arguments = ocp.args.CheckpointArgs | Positional
+"""What an item is saved or restored by."""
 
 
 class ItemHandlers:
@@ -44,14 +38,14 @@ class ItemHandlers:
     def __init__(
         self,
         names: Sequence[str] | None = None,
-        handlers: Any = None,
-        registry: Any = None,
+        handlers: ocp.CheckpointHandler | Mapping[str, ocp.CheckpointHandler | None] | None = None,
+        registry: CheckpointHandlerRegistry | None = None,
         single: bool | None = None,
     ):
         self.single = single
         self._registry = ocp.DefaultCheckpointHandlerRegistry(registry)
-        self._unregistered: dict[str, Any] = {}
-        self._global: dict[type, Any] = {}
+        self._unregistered: dict[str, ocp.CheckpointHandler] = {}
+        self._global: dict[type, ocp.CheckpointHandler] = {}
         if handlers is not None and not isinstance(handlers, Mapping):
             handlers, self.single = {DEFAULT_ITEM: handlers}, True
         elif names is not None or handlers is not None:
@@ -66,14 +60,14 @@ class ItemHandlers:
         """Whether anybody has said which handlers to use."""
         return bool(self._unregistered or self._registry.get_all_entries())
 
-    def _add(self, name: str, handler: Any) -> None:
+    def _add(self, name: str, handler: ocp.CheckpointHandler) -> None:
         if not checkpoint_args.has_registered_args(handler):
             self._unregistered[name] = handler
             return
         for args in dict.fromkeys(checkpoint_args.get_registered_args_cls(handler)):
             self._registry.add(name, args, handler)
 
-    def for_args(self, name: str, args: Any) -> Any:
+    def for_args(self, name: str, args: Arguments) -> ocp.CheckpointHandler:
         """The handler of an item that is saved or restored by some arguments.
 
         Raises:
@@ -97,7 +91,7 @@ class ItemHandlers:
             self._global[cls] = cls()
         return self._global[cls]
 
-    def for_item(self, item: StoredItem) -> Any:
+    def for_item(self, item: StoredItem) -> ocp.CheckpointHandler:
         """The handler of an item that is restored without arguments.
 
         Raises:
@@ -116,11 +110,13 @@ class ItemHandlers:
             )
         return self._global.setdefault(cls, cls())
 
-    def _registered(self, name: str) -> Any:
+    def _registered(self, name: str) -> ocp.CheckpointHandler | None:
         entries = self._registry.get_all_entries().items()
         return next((handler for (item, _), handler in entries if item == name), None)
 
-    def arguments(self, name: str, item: Any, kwargs: Mapping[str, Any], save: bool) -> Any:
+    def arguments(
+        self, name: str, item: object, kwargs: Mapping[str, object], save: bool
+    ) -> Arguments:
         """What Orbax's older calls mean: an item and keywords instead of arguments."""
         if name in self._unregistered:
             given = () if item is None and not save else (item,)
@@ -128,8 +124,68 @@ class ItemHandlers:
         handler = self._registered(name)
         if handler is None:
             handler = ocp.StandardCheckpointHandler if save else ocp.PyTreeCheckpointHandler
-        cls: Any = checkpoint_args.get_registered_args_cls(handler)[not save]
-        return cls(**kwargs) if item is None and not save else cls(item, **kwargs)
+        cls = checkpoint_args.get_registered_args_cls(handler)[not save]
+        given = () if item is None and not save else (item,)
+        return cls(*given, **kwargs)
+
+    def check(self, items: PyTree, args: object) -> None:
+        """Looks whether the arguments of a manager's `save` fit together, and these handlers.
+
+        Raises:
+            ValueError: they do not, or there is nothing to save.
+        """
+        if isinstance(items, ocp.args.CheckpointArgs):
+            raise ValueError(f"give it by name: args=ocp.args.{type(items).__qualname__}(…)")
+        if items is None and args is None:
+            raise ValueError("there is nothing to save: give a tree, or `args`")
+        if args is None:
+            if self.single is None:
+                self.single = True
+            return
+        if not isinstance(args, ocp.args.CheckpointArgs):
+            raise ValueError(f"args is a {type(args).__qualname__}, and none of `ocp.args`")
+        composite = isinstance(args, ocp.args.Composite)
+        if self.single is None:
+            self.single = not composite
+        if composite and not len(args):
+            raise ValueError("there is nothing to save: `Composite` without items")
+        if composite and self.single:
+            raise ValueError(
+                "Cannot provide `args` of type `Composite`: this manager saves a single object"
+            )
+        if not composite and not self.single:
+            raise ValueError("Must provide `args` of type `Composite`: this manager saves items")
+
+    def to_save(
+        self,
+        items: PyTree,
+        kwargs: Mapping[str, Any],
+        args: ocp.args.CheckpointArgs | None,
+    ) -> dict[str, Arguments]:
+        """{item name: arguments to save by} for arguments of a manager's `save` that fit."""
+        if args is not None:
+            return (
+                {DEFAULT_ITEM: args}
+                if self.single
+                else dict(cast(ocp.args.Composite, args).items())
+            )
+        if self.single:
+            return {DEFAULT_ITEM: self.arguments(DEFAULT_ITEM, items, kwargs, save=True)}
+        return {
+            name: self.arguments(name, item, kwargs.get(name) or {}, save=True)
+            for name, item in items.items()
+        }
+
+    def to_restore(self, items: PyTree, kwargs: Mapping[str, Any]) -> Arguments:
+        """What Orbax's oldest calls of a manager's `restore` mean, as arguments."""
+        if self.single is not False:
+            return self.arguments(DEFAULT_ITEM, items, kwargs, save=False)
+        items = items or {}
+        named = {
+            name: self.arguments(name, items.get(name), kwargs.get(name) or {}, save=False)
+            for name in {**items, **kwargs}
+        }
+        return ocp.args.Composite(**named)
 
     def close(self) -> None:
         """Closes the handlers."""
@@ -140,116 +196,27 @@ class ItemHandlers:
             handler.close()
 
 
-def _subclasses(cls: Any) -> dict[str, Any]:
-    """The classes of handlers that are imported, by the name that Orbax gives them."""
+def _subclasses(cls: type[ocp.CheckpointHandler]) -> dict[str, type[ocp.CheckpointHandler]]:
+    """The classes of handlers that are imported, by the name that Orbax gives them.
+
+    A class with `signs_as_another` restores nothing, and is not the one that it names.
+    """
     found = {}
     for sub in cls.__subclasses__():
-        if sub.__module__ != "vcjax.orbax.files.export":  # signs as others, and restores nothing
+        if not getattr(sub, "signs_as_another", False):
             found[sub.typestr()] = sub
             found.update(_subclasses(sub))
     return found
 
 
-# -- saving --------------------------------------------------------------------
-
-
-@contextmanager
-def encoded(
-    handler: Any, args: Any, sharing: Sharing | None = None
-) -> Iterator[tuple[Any, ItemRecord]]:
-    """The tree in which an item is committed, and its record.
-
-    Args:
-        sharing: with the other processes, if they save the same item.
-
-    Raises:
-        ValueError: there is nothing to save.
-    """
-    kind = "files" if isinstance(args, Positional) else _KINDS.get(type(handler), "files")
-    if kind == "files":
-        content = foreign.written(handler, args, sharing)
-    else:
-        content = nullcontext(_content(args, kind))
-    with content as item:
-        shardings = record_shardings(item) if kind == "tree" else ()
-        custom = getattr(args, "custom_metadata", None)
-        yield item, ItemRecord(kind, name_of(handler), custom, shardings)
-
-
-def name_of(handler: Any) -> str:
+def name_of(handler: ocp.CheckpointHandler) -> str:
     """What Orbax calls the class of a handler."""
     cls = type(handler)
     typestr = getattr(cls, "typestr", None)
     return typestr() if typestr is not None else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _content(args: Any, kind: Kind) -> Any:
-    if kind == "json":
-        return json.loads(json.dumps(args.item))
-    if args.item is None:
-        raise ValueError("Must provide item to save.")
-    save_args = getattr(args, "save_args", None)
-    return args.item if save_args is None else _cast(args.item, save_args)
-
-
-def _cast(item: Any, save_args: Any) -> Any:
-    """The item with every leaf cast as its `SaveArgs` say; chunk sizes are ours to choose."""
-    template = tree.template(item)
-    given = tree.template(save_args).targets
-    values = dict(template.targets)
-    for path, value in values.items():
-        dtype = getattr(given.get(path), "dtype", None)
-        if dtype is None:
-            continue
-        if isinstance(value, jax.Array | np.ndarray | np.generic):
-            values[path] = value.astype(dtype)
-        elif isinstance(value, bool | int | float | complex):
-            values[path] = jnp.asarray(value, dtype).item()
-    return template.build(values)
-
-
-# -- restoring -----------------------------------------------------------------
-
-
-def decoded(handlers: ItemHandlers, item: StoredItem, args: Any) -> Any:
-    """An item as arguments ask for it; None: as it was saved.
-
-    Raises:
-        VcjaxError: it was saved as files and these arguments are not of a handler's.
-        StructureError: it does not fit; names every path.
-    """
-    if args is None or item.record.kind == "files":
-        return _decoded_by_handler(handlers, item, args)
-    match args:
-        case ocp.args.StandardRestore():
-            return restore_standard(item, args)
-        case ocp.args.PyTreeRestore():
-            return restore_pytree(item, args)
-        case ocp.args.ArrayRestore():
-            return restore_pytree(item, ocp.args.PyTreeRestore(restore_args=args.restore_args))
-        case ocp.args.JaxRandomKeyRestore():
-            return restore_pytree(item, ocp.args.PyTreeRestore(restore_args=args.restore_args))
-        case ocp.args.NumpyRandomKeyRestore() | ocp.args.JsonRestore():
-            return restore_plain(item)
-    raise VcjaxError(
-        f"item {item.name!r} was saved as a {item.record.kind} by {item.record.handler}; "
-        f"{type(args).__qualname__} is for files of another handler",
-        hint="restore it by the arguments that go with the ones it was saved by",
-    )
-
-
-def _decoded_by_handler(handlers: ItemHandlers, item: StoredItem, args: Any) -> Any:
-    if item.record.kind != "files":
-        return restore_plain(item)
-    if args is not None:
-        handler = handlers.for_args(item.name, args)
-    else:
-        handler = handlers.for_item(item)
-        args = _default(handler)
-    return foreign.restore(handler, item, args)
-
-
-def _default(handler: Any) -> Any:
+def default_arguments(handler: ocp.CheckpointHandler) -> Arguments:
     """Arguments to restore by that ask for nothing in particular.
 
     Raises:

@@ -1,20 +1,28 @@
 """What a restore asks of one leaf, in all the ways that Orbax lets callers say it."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental.layout import Format
 from jax.sharding import NamedSharding, Sharding
+from jax.typing import DTypeLike
 from orbax.checkpoint import metadata as ocp_metadata
 from orbax.checkpoint import type_handlers
 
 from vcjax import tree
 from vcjax.tree import Leaf, LeafSpec
 
-_PLAIN: dict[type, Any] = {int: 0, float: 0.0, bool: False, complex: 0j, str: "", bytes: b""}
+_PLAIN: dict[type, bool | int | float | complex | str | bytes] = {
+    kind: kind() for kind in (int, float, bool, complex, str, bytes)
+}
 _TEXT = ("str", "bytes")
+
+Target: TypeAlias = object
+"""A leaf that says what another one is to become: concrete, or abstract with shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Wanted:
     """What a leaf is to become. Whatever is None stays as it was stored.
 
     Attributes:
-        type: `jax.Array`, `np.ndarray`, `np.generic` or a plain Python type.
+        kind: `jax.Array`, `np.ndarray`, `np.generic` or a plain Python type.
         dtype: to cast to.
         shape: that it must have.
         sharding: where to put it.
@@ -33,26 +41,26 @@ class Wanted:
             the default device); goes before the rest.
     """
 
-    type: Any = None
-    dtype: Any = None
+    kind: type | None = None
+    dtype: DTypeLike | None = None
     shape: tuple[int, ...] | None = None
-    sharding: Any = None
+    sharding: Sharding | None = None
     strict: bool = True
-    fallback: Any = None
-    target: Any = None
+    fallback: Sharding | None = None
+    target: Target | None = None
 
 
-def from_restore_args(args: Any) -> Wanted:
+def from_restore_args(args: ocp.RestoreArgs | None) -> Wanted:
     """What Orbax's `RestoreArgs` or `ArrayRestoreArgs` ask for."""
     if args is None:
         return Wanted()
     if not isinstance(args, type_handlers.ArrayRestoreArgs):
-        return Wanted(type=args.restore_type, dtype=args.dtype)
+        return Wanted(kind=args.restore_type, dtype=args.dtype)
     sharding = args.sharding
     if sharding is None and args.mesh is not None:
         sharding = NamedSharding(args.mesh, args.mesh_axes or jax.sharding.PartitionSpec())
     return Wanted(
-        type=jax.Array if args.restore_type is None else args.restore_type,
+        kind=jax.Array if args.restore_type is None else args.restore_type,
         dtype=args.dtype,
         shape=None if args.global_shape is None else tuple(args.global_shape),
         sharding=_as_sharding(sharding),
@@ -60,16 +68,16 @@ def from_restore_args(args: Any) -> Wanted:
     )
 
 
-def from_target(value: Any, strict: bool = True) -> Wanted:
+def from_target(value: Target, strict: bool = True) -> Wanted:
     """What a leaf of the tree given to `StandardRestore` asks for.
 
     As in Orbax a `jax.ShapeDtypeStruct` without a sharding gets the one that was saved;
     where there was none because the leaf was a NumPy array, it becomes one again.
     """
     if isinstance(value, ocp_metadata.StringMetadata):
-        return Wanted(type=str)
+        return Wanted(kind=str)
     if isinstance(value, ocp_metadata.ScalarMetadata):
-        return Wanted(type=type(np.zeros((), value.dtype).item()), dtype=value.dtype)
+        return Wanted(kind=type(np.zeros((), value.dtype).item()), dtype=value.dtype)
     if isinstance(value, ocp_metadata.ArrayMetadata):
         if value.sharding is None:
             return Wanted(np.ndarray, value.dtype, tuple(value.shape), strict=strict)
@@ -87,16 +95,20 @@ def from_target(value: Any, strict: bool = True) -> Wanted:
     return Wanted(target=value)
 
 
-def _as_sharding(sharding: Any) -> Any:
+def _as_sharding(
+    sharding: Sharding | Format | ocp_metadata.ShardingMetadata | None,
+) -> Sharding | None:
     """A JAX sharding for Orbax's description of one, or for a layout with one."""
     if isinstance(sharding, ocp_metadata.ShardingMetadata):
         return sharding.to_jax_sharding()
     if sharding is None or isinstance(sharding, Sharding):
         return sharding
-    return getattr(sharding, "sharding", sharding)
+    return cast(Sharding, getattr(sharding, "sharding", sharding))
 
 
-def resolve(wanted: Wanted, spec: LeafSpec, recorded: Any = None) -> Any:
+def resolve(
+    wanted: Wanted, spec: LeafSpec, recorded: ocp_metadata.ShardingMetadata | None = None
+) -> Target | None:
     """A target for `vcjax.tree.place`; None to restore the leaf as it was stored.
 
     Args:
@@ -106,7 +118,7 @@ def resolve(wanted: Wanted, spec: LeafSpec, recorded: Any = None) -> Any:
     if wanted.target is not None:
         return wanted.target
     is_key = tree.key_impl(spec.dtype) is not None
-    kind = wanted.type if wanted.type is not None else _home(spec)
+    kind = wanted.kind if wanted.kind is not None else _home(spec)
     if kind is None and wanted.shape is not None:
         kind = np.ndarray  # a Python number where an array without a sharding is asked for
     sharding = wanted.sharding
@@ -116,7 +128,7 @@ def resolve(wanted: Wanted, spec: LeafSpec, recorded: Any = None) -> Any:
         return None if sharding is None else _key_target(spec, sharding)
     if kind in _PLAIN:
         return _PLAIN[kind]
-    if spec.is_value and wanted.type is None and wanted.shape is None:
+    if spec.is_value and wanted.kind is None and wanted.shape is None:
         if wanted.dtype is None or spec.dtype in _TEXT:
             return None
         return _PLAIN[type(np.zeros((), wanted.dtype).item())]
@@ -129,7 +141,7 @@ def resolve(wanted: Wanted, spec: LeafSpec, recorded: Any = None) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def _home(spec: LeafSpec) -> Any:
+def _home(spec: LeafSpec) -> type | None:
     return {"jax": jax.Array, "numpy": np.ndarray, "scalar": np.generic}.get(spec.home)
 
 
@@ -139,7 +151,7 @@ def _dtype(spec: LeafSpec) -> np.dtype:
     return tree.storage_dtype(spec.dtype)
 
 
-def _available(recorded: Any) -> Sharding | None:
+def _available(recorded: ocp_metadata.ShardingMetadata) -> Sharding | None:
     """The recorded sharding, if this process has its devices; else the default device will do."""
     try:
         return recorded.to_jax_sharding()
@@ -147,7 +159,7 @@ def _available(recorded: Any) -> Sharding | None:
         return None
 
 
-def _key_target(spec: LeafSpec, sharding: Any) -> jax.ShapeDtypeStruct:
+def _key_target(spec: LeafSpec, sharding: Sharding) -> jax.ShapeDtypeStruct:
     keys = jax.eval_shape(
         lambda words: jax.random.wrap_key_data(words, impl=tree.key_impl(spec.dtype)),
         jax.ShapeDtypeStruct(spec.shape, np.uint32),
@@ -155,7 +167,7 @@ def _key_target(spec: LeafSpec, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
 
 
-def adjusted(spec: LeafSpec, target: Any, strict: bool) -> LeafSpec:
+def adjusted(spec: LeafSpec, target: Target, strict: bool) -> LeafSpec:
     """The spec that `fit` gives a leaf: as near to the target as Orbax casts and pads."""
     goal = tree.target_spec(target)
     if goal is None or spec.dtype in _TEXT or goal.dtype in _TEXT:

@@ -47,9 +47,9 @@ class ItemRecord:
     custom_metadata: Any = None
     shardings: tuple[tuple[str, list[list[int]]], ...] = ()
 
-    def encode(self) -> dict[str, Any]:
+    def encode(self) -> dict[str, object]:
         """As JSON types."""
-        fields: dict[str, Any] = {"kind": self.kind}
+        fields: dict[str, object] = {"kind": self.kind}
         if self.handler:
             fields["handler"] = self.handler
         if self.custom_metadata is not None:
@@ -86,13 +86,13 @@ class StepRecord:
 
     items: Mapping[str, ItemRecord]
     single: bool
-    metrics: Any = None
-    custom_metadata: Mapping[str, Any] = field(default_factory=dict)
-    root_metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: object = None
+    custom_metadata: Mapping[str, object] = field(default_factory=dict)
+    root_metadata: Mapping[str, object] = field(default_factory=dict)
 
-    def encode(self, step: int | None) -> dict[str, Any]:
+    def encode(self, step: int | None) -> dict[str, object]:
         """The metadata of the commit."""
-        fields: dict[str, Any] = {}
+        fields: dict[str, object] = {}
         if not self.single:
             fields["items"] = {name: record.encode() for name, record in self.items.items()}
         elif self.items[DEFAULT_ITEM] != ItemRecord():
@@ -100,7 +100,7 @@ class StepRecord:
         for name in ("metrics", "custom_metadata", "root_metadata"):
             if value := getattr(self, name):
                 fields[name] = value
-        body: dict[str, Any] = {} if step is None else {"step": step}
+        body: dict[str, object] = {} if step is None else {"step": step}
         return {**body, "orbax": fields} if fields else body
 
     @classmethod
@@ -124,7 +124,7 @@ class StepRecord:
         )
 
 
-def step_metadata(given: Any) -> dict[str, Any]:
+def step_metadata(given: Mapping[str, object] | None) -> dict[str, object]:
     """The `custom_metadata=` of a step, as JSON types.
 
     Raises:
@@ -134,3 +134,62 @@ def step_metadata(given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"custom_metadata is a {type(given).__qualname__}, and no dict")
     return checked_metadata(dict(given or {}), "custom_metadata")
+
+
+# -- metrics -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """The metrics of a step: what Orbax lets them be, and the numbers among them.
+
+    Attributes:
+        plain: as given, as JSON types; None without any.
+        numbers: by name; those in nested dicts by their path, "eval/loss". These are what
+            `best:NAME` and `vcjax log` know. Scalars of NumPy and JAX are numbers.
+    """
+
+    plain: object = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, given: object) -> "StepMetrics":
+        """The metrics that `save` was given.
+
+        Raises:
+            VcjaxError: something that JSON cannot hold.
+        """
+        if given is None:
+            return cls()
+        plain = checked_metadata(given, "metrics")
+        return cls(plain, dict(sorted(_numbers(plain, "").items())))
+
+    @property
+    def nested(self) -> object:
+        """The metrics as given, if they are more than their numbers by name; else None."""
+        return None if self.plain is None or self._is_flat else self.plain
+
+    @property
+    def _is_flat(self) -> bool:
+        """Whether the numbers say it all; a NaN is as good as any other."""
+        return isinstance(self.plain, Mapping) and all(
+            name in self.numbers and (value == self.numbers[name] or value != value)
+            for name, value in self.plain.items()
+        )
+
+
+def _numbers(value: object, name: str) -> dict[str, float]:
+    if isinstance(value, int | float) and name:
+        return {name: float(value)}
+    found: dict[str, float] = {}
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            found.update(_numbers(child, f"{name}/{key}" if name else key))
+    return found
+
+
+def metrics_of(commit: Commit) -> object:
+    """The metrics of a step as they were given; None without any."""
+    fields = commit.metadata.get("orbax")
+    whole = fields.get("metrics") if isinstance(fields, dict) else None
+    return whole if whole is not None else dict(commit.metrics) or None

@@ -1,15 +1,22 @@
-"""Restoring an item into what Orbax's arguments ask for, leaf by leaf."""
+"""Restoring a step: from its commit to what Orbax's arguments ask for, leaf by leaf."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
+from typing import cast
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 
 from vcjax import objects, tree
 from vcjax.errors import StructureError, VcjaxError
+from vcjax.history import Commit, LeafEntry
+from vcjax.orbax.items import handler_files
+from vcjax.orbax.items.handlers import Arguments, ItemHandlers, default_arguments
 from vcjax.orbax.items.leaf_target import (
+    Target,
     Wanted,
     adjusted,
     fit,
@@ -17,7 +24,9 @@ from vcjax.orbax.items.leaf_target import (
     from_target,
     resolve,
 )
-from vcjax.orbax.items.stored_item import StoredItem
+from vcjax.orbax.items.record import DEFAULT_ITEM
+from vcjax.orbax.items.stored_item import StoredItem, stored_items
+from vcjax.repo import Repository
 from vcjax.repo.restore import read_leaves
 from vcjax.tree import Leaf, LeafSpec
 
@@ -25,12 +34,101 @@ _TARGET = "the target"
 """What error messages call the tree that a caller restores into."""
 
 
-def restore_plain(item: StoredItem) -> Any:
+# -- steps and items -----------------------------------------------------------
+
+
+def restored(
+    repo: Repository,
+    commit: Commit,
+    handlers: ItemHandlers,
+    args: Arguments | None,
+) -> PyTree:
+    """A step as arguments ask for it.
+
+    Args:
+        args: one of Orbax's for a single object; `Composite` for several; None for all
+            that there is, as it was saved.
+
+    Raises:
+        PrunedError: a policy let the data of this step go.
+        KeyError: there is no such item.
+        ValueError: the arguments are for a single object, and there are several, or the
+            other way round.
+    """
+    repo.require_data(commit)
+    record, items = stored_items(repo, commit)
+    composite = isinstance(args, ocp.args.Composite)
+    if record.single:
+        if composite and len(args):
+            raise ValueError(
+                "Cannot provide `args` of type `Composite`: the step was saved as a single, "
+                "unnamed object"
+            )
+        return decoded(handlers, items[DEFAULT_ITEM], None if composite else args)
+    if args is None or (composite and not len(args)):
+        named = dict.fromkeys(items)
+    elif isinstance(args, ocp.args.Composite):
+        named = dict(args.items())
+    else:
+        raise ValueError(
+            "Must provide `args` of type `Composite`: the step was saved as the items "
+            f"{', '.join(items)}"
+        )
+    missing = [name for name in named if name not in items]
+    if missing:
+        raise KeyError(f"there is no item {missing[0]!r} in the step; there are: {list(items)}")
+    return ocp.args.Composite(
+        **{name: decoded(handlers, items[name], item) for name, item in named.items()}
+    )
+
+
+def decoded(handlers: ItemHandlers, item: StoredItem, args: Arguments | None) -> PyTree:
+    """An item as arguments ask for it; None: as it was saved.
+
+    Raises:
+        VcjaxError: it was saved as files and these arguments are not of a handler's.
+        StructureError: it does not fit; names every path.
+    """
+    if args is None or item.record.kind == "files":
+        return _decoded_by_handler(handlers, item, args)
+    match args:
+        case ocp.args.StandardRestore():
+            return restore_standard(item, args)
+        case ocp.args.PyTreeRestore():
+            return restore_pytree(item, args)
+        case ocp.args.ArrayRestore():
+            return restore_pytree(item, ocp.args.PyTreeRestore(restore_args=args.restore_args))
+        case ocp.args.JaxRandomKeyRestore():
+            return restore_pytree(item, ocp.args.PyTreeRestore(restore_args=args.restore_args))
+        case ocp.args.NumpyRandomKeyRestore() | ocp.args.JsonRestore():
+            return restore_plain(item)
+    raise VcjaxError(
+        f"item {item.name!r} was saved as a {item.record.kind} by {item.record.handler}; "
+        f"{type(args).__qualname__} is for files of another handler",
+        hint="restore it by the arguments that go with the ones it was saved by",
+    )
+
+
+def _decoded_by_handler(handlers: ItemHandlers, item: StoredItem, args: Arguments | None) -> PyTree:
+    if item.record.kind != "files":
+        return restore_plain(item)
+    if args is not None:
+        handler = handlers.for_args(item.name, args)
+    else:
+        handler = handlers.for_item(item)
+        args = default_arguments(handler)
+    return handler_files.restore(handler, item, args)
+
+
+# -- trees ---------------------------------------------------------------------
+
+
+def restore_plain(item: StoredItem) -> PyTree:
     """The item as it was saved, containers included, on the recorded shardings."""
     return _restore_as_stored(item, {})
 
 
-def restore_standard(item: StoredItem, args: Any) -> Any:
+def restore_standard(item: StoredItem, args: ocp.args.StandardRestore) -> PyTree:
     """The item for `ocp.args.StandardRestore`."""
     fallback = args.fallback_sharding
     if args.item is None:
@@ -43,7 +141,7 @@ def restore_standard(item: StoredItem, args: Any) -> Any:
     return _restore_into(item, args.item, wanted)
 
 
-def restore_pytree(item: StoredItem, args: Any) -> Any:
+def restore_pytree(item: StoredItem, args: ocp.args.PyTreeRestore) -> PyTree:
     """The item for `ocp.args.PyTreeRestore`.
 
     As in Orbax `args.item` gives the structure, and `args.restore_args` all the rest.
@@ -62,7 +160,7 @@ def restore_pytree(item: StoredItem, args: Any) -> Any:
     return _restore_into(item, args.item, wanted, partial=args.partial_restore)
 
 
-def _restore_as_stored(item: StoredItem, wanted: Mapping[str, Wanted]) -> Any:
+def _restore_as_stored(item: StoredItem, wanted: Mapping[str, Wanted]) -> PyTree:
     """The stored containers, with leaves as wanted; other leaves as they were."""
     unknown = [path for path in wanted if path not in item.leaves]
     if unknown:
@@ -73,7 +171,7 @@ def _restore_as_stored(item: StoredItem, wanted: Mapping[str, Wanted]) -> Any:
         )
     values = dict(_values(item, {path: wanted.get(path, Wanted()) for path in item.leaves}))
 
-    def done(path: str, entry: Any) -> Leaf:
+    def done(path: str, entry: LeafEntry) -> Leaf:
         spec = LeafSpec("value", (), "python", entry.spec.variable)
         return Leaf(spec, values[path])  # "python": taken over as it is
 
@@ -81,8 +179,8 @@ def _restore_as_stored(item: StoredItem, wanted: Mapping[str, Wanted]) -> Any:
 
 
 def _restore_into(
-    item: StoredItem, like: Any, wanted: Mapping[str, Wanted], partial: bool = False
-) -> Any:
+    item: StoredItem, like: PyTree, wanted: Mapping[str, Wanted], partial: bool = False
+) -> PyTree:
     """The structure of `like`, with leaves as wanted; others as they were stored.
 
     Leaves of `like` that are `PLACEHOLDER` are not read, and stay.
@@ -104,16 +202,16 @@ def _values(
     item: StoredItem,
     wanted: Mapping[str, Wanted],
     partial: bool = True,
-    skipped: frozenset[str] | set[str] = frozenset(),
-    like: Mapping[str, Any] | None = None,
-) -> Iterator[tuple[str, Any]]:
+    skipped: AbstractSet[str] = frozenset(),
+    like: Mapping[str, Target] | None = None,
+) -> Iterator[tuple[str, object]]:
     """Yields (leaf path, restored value), after everything was checked at once.
 
     Raises:
         StructureError: with one line per leaf that is missing, extra or does not fit.
     """
     specs: dict[str, LeafSpec] = {}
-    targets: dict[str, Any] = {}
+    targets: dict[str, Target] = {}
     for path, entry in item.leaves.items():
         if path not in wanted:
             if path not in skipped:
@@ -141,7 +239,7 @@ def _values(
 
 
 def _parts(
-    entries: Mapping[str, Any], specs: Mapping[str, LeafSpec], targets: Mapping[str, Any]
+    entries: Mapping[str, LeafEntry], specs: Mapping[str, LeafSpec], targets: Mapping[str, Target]
 ) -> dict[str, objects.Wanted]:
     """What this process needs of leaves that go to the devices of several processes."""
     parts = {}
@@ -154,13 +252,15 @@ def _parts(
     return parts
 
 
-def _cast(stored: LeafSpec, wanted: LeafSpec, data: Any) -> Any:
+def _cast(stored: LeafSpec, wanted: LeafSpec, data: np.ndarray) -> np.ndarray:
     """A part of a leaf with the dtype that all of it is to have."""
     leaf = Leaf(replace(stored, shape=data.shape), data)
     return fit(leaf, replace(wanted, shape=data.shape)).data
 
 
-def _restore_transformed(item: StoredItem, args: Any, wanted: Mapping[str, Wanted]) -> Any:
+def _restore_transformed(
+    item: StoredItem, args: ocp.args.PyTreeRestore, wanted: Mapping[str, Wanted]
+) -> PyTree:
     """The stored tree through Orbax's `apply_transformations`, in host memory."""
     if args.item is None:
         raise ValueError("transforms need item=, the structure of the expected result")
@@ -185,7 +285,7 @@ def _restore_transformed(item: StoredItem, args: Any, wanted: Mapping[str, Wante
     return template.build(values)
 
 
-def _as_wanted(value: Any, wanted: Wanted, path: str) -> Any:
+def _as_wanted(value: object, wanted: Wanted, path: str) -> object:
     leaf = tree.make_leaf(value, path)
     target = resolve(wanted, leaf.spec)
     if target is None:
@@ -195,15 +295,17 @@ def _as_wanted(value: Any, wanted: Wanted, path: str) -> Any:
     return tree.place(fit(leaf, spec), target, path)
 
 
-def _with_restore_args(transforms: Any, restore_args: Any) -> Any:
+def _with_restore_args(
+    transforms: PyTree[ocp.Transform], restore_args: PyTree[ocp.RestoreArgs]
+) -> PyTree[ocp.Transform]:
     """Transforms whose `multi_value_fn` is called with the RestoreArgs of its output too."""
     flat = {
         "/".join(str(tree.key_of(entry)) for entry in entries): value
         for entries, value in jax.tree_util.tree_flatten_with_path(restore_args)[0]
     }
 
-    def wrap(transform: Any) -> Any:
-        function = transform.multi_value_fn
+    def wrap(transform: ocp.Transform) -> ocp.Transform:
+        function = cast(Callable[..., object] | None, transform.multi_value_fn)
         if function is None:
             return transform
         return ocp.Transform(

@@ -2,24 +2,20 @@
 
 A step that was saved as one object is a commit of that object. One that was saved as
 several, by `Composite`, is a commit of {item name: object}. What cannot be read from the
-tree is in the commit's metadata (`records`).
+tree is in the commit's metadata (`record.py`).
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from glob import escape
-from typing import Any
 
-import jax
-import numpy as np
 from orbax.checkpoint import metadata as ocp_metadata
 
 from vcjax import tree
 from vcjax.history import Commit, LeafEntry
 from vcjax.orbax.items.record import DEFAULT_ITEM, ItemRecord, StepRecord
 from vcjax.repo import Repository
+from vcjax.tree import Node
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class StoredItem:
     """
 
     name: str
-    root: Any
+    root: Node | LeafEntry
     record: ItemRecord
     repo: Repository
 
@@ -57,7 +53,7 @@ class StoredItem:
 def stored_items(repo: Repository, commit: Commit) -> tuple[StepRecord, dict[str, StoredItem]]:
     """The record of a step and its items by name, from the manifest alone."""
     record, root = StepRecord.of(commit), repo.history.manifest_of(commit).root
-    if record.single:
+    if record.single or not isinstance(root, Node):
         roots = {DEFAULT_ITEM: root}
     else:
         roots = dict(zip(map(str, root.keys), root.children, strict=True))
@@ -67,52 +63,6 @@ def stored_items(repo: Repository, commit: Commit) -> tuple[StepRecord, dict[str
         if name in roots
     }
     return record, items
-
-
-def record_shardings(item: Any) -> tuple[tuple[str, list[list[int]]], ...]:
-    """The shardings of the leaves of a tree, as `ItemRecord` has them.
-
-    Placement on one device is not recorded: it says nothing about the model.
-    """
-    plain = (np.ndarray, np.generic, int, float, complex, str, bytes)
-    if all(isinstance(leaf, plain) for leaf in jax.tree.leaves(item)) or jax.device_count() < 2:
-        return ()  # JAX is not asked for its devices where it is not used
-    root = tree.flatten(item, spanning=True)
-    ranges: dict[str, list[list[int]]] = {}
-    texts: dict[Any, str] = {}
-    for index, (_, leaf) in enumerate(tree.iter_leaves(root)):
-        sharding = getattr(leaf.data, "sharding", None)
-        if not isinstance(sharding, jax.sharding.NamedSharding) or sharding.mesh.size < 2:
-            continue
-        if sharding not in texts:
-            made = ocp_metadata.NamedShardingMetadata.from_jax_sharding(sharding)
-            devices = sharding.mesh.devices
-            if devices is not None and devices.ravel().tolist() == jax.devices():
-                made.device_mesh = None  # all, in their order: thousands of numbers less
-            texts[sharding] = made.to_serialized_string()
-        found = ranges.setdefault(texts[sharding], [])
-        if found and found[-1][1] == index:
-            found[-1][1] = index + 1
-        else:
-            found.append([index, index + 1])
-    return tuple(ranges.items())
-
-
-_OF_FIRST = ("JaxRandomKeyCheckpointHandler", "NumpyRandomKeyCheckpointHandler")
-"""Handlers of what each process may have its own of, and saves process 0's."""
-
-
-def from_first(records: Mapping[str, ItemRecord], single: bool) -> list[str]:
-    """Globs of the leaves of items of which process 0's count, as in Orbax.
-
-    JSON, random keys that are not spread over processes, and files of handlers.
-    """
-    chosen = [
-        name
-        for name, record in records.items()
-        if record.kind != "tree" or record.handler.endswith(_OF_FIRST)
-    ]
-    return ["**" if single else f"{escape(tree.escape(name))}/**" for name in chosen]
 
 
 def _parse_sharding(text: str) -> ocp_metadata.ShardingMetadata:

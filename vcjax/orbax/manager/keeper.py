@@ -6,19 +6,35 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from typing import Any
+from typing import NotRequired, TypedDict, TypeVar
 
+import orbax.checkpoint as ocp
 from absl import logging
 
 from vcjax.errors import VcjaxError
 from vcjax.history import Commit
-from vcjax.orbax.manager.known_steps import KnownSteps
-from vcjax.orbax.manager.step import Saving, Step
+from vcjax.orbax.manager.known_steps import KnownSteps, News
+from vcjax.orbax.manager.step import PlanMessage, Saving, Step
 from vcjax.orbax.manager.step_folders import StepFolders
 from vcjax.repo import Repository
 
 TIMEOUT_SECONDS = 1200
 """How long a save in the background may take; the default of Orbax's AsyncOptions."""
+
+
+_Brought = TypeVar("_Brought")
+
+
+class Told(TypedDict):
+    """What process 0 tells when all are together.
+
+    `plan` is of a save, whose commit all begin then; `exists` is the step that was to be saved
+    and the commit that it has already.
+    """
+
+    news: News
+    plan: NotRequired[PlanMessage]
+    exists: NotRequired[tuple[int, str]]
 
 
 class StepKeeper(KnownSteps):
@@ -30,7 +46,7 @@ class StepKeeper(KnownSteps):
         policy: the retention policy in words.
     """
 
-    def __init__(self, repo: Repository, options: Any, policy: str = ""):
+    def __init__(self, repo: Repository, options: ocp.CheckpointManagerOptions, policy: str = ""):
         super().__init__(repo, options)
         self._policy = policy
         self._timeout = getattr(options.async_options, "timeout_secs", TIMEOUT_SECONDS)
@@ -49,8 +65,8 @@ class StepKeeper(KnownSteps):
     # -- together --------------------------------------------------------------
 
     def agree(
-        self, find: Callable[[list[Any]], dict[str, Any] | None], bring: Callable[[], Any]
-    ) -> dict[str, Any] | None:
+        self, find: Callable[[list[_Brought]], Told | None], bring: Callable[[], _Brought]
+    ) -> Told | None:
         """What process 0 finds, on all processes, which have taken its news then.
 
         Args:
@@ -76,10 +92,10 @@ class StepKeeper(KnownSteps):
                 self.raise_failure()
                 self.take(told["news"])
             except BaseException as error:
-                if told.get("is_followed"):  # by a commit, for which the others wait
+                if "plan" in told:  # the others wait for the commit
                     self.repo.processes.decline(error)
                 raise
-        self.is_stale = was_stale and (told is None or "dropped" not in told["news"])
+        self.is_stale = was_stale and (told is None or "survey" not in told["news"])
         return told
 
     def follow(self, bring: Callable[[], None]) -> None:
@@ -94,9 +110,9 @@ class StepKeeper(KnownSteps):
             bring()
             return was_stale
 
-        self.agree(lambda stale: {"news": self.take_news(any(stale))}, ready)
+        self.agree(lambda stale: Told(news=self.take_news(any(stale))), ready)
 
-    def take_news(self, is_stale: bool) -> dict[str, Any]:
+    def take_news(self, is_stale: bool) -> News:
         """On process 0: takes note of what others have committed, and gives what to tell.
 
         Args:
@@ -305,13 +321,13 @@ class StepKeeper(KnownSteps):
             VcjaxError: it is the latest on its branch, and something else points to it.
         """
 
-        def find() -> list[Any]:
+        def find() -> tuple[str | None, bool]:
             if step.commit == self._tip:
                 self._take_back(step)
             spared = bool(self.prune([step], "delete()"))
             with self._lock:
                 self._spared = [one for one in self._spared if one is not step]
-            return [self._read_tip(), spared]
+            return self._read_tip(), spared
 
         was_stale, self.is_stale = self.is_stale, True  # in case that half of it fails
         tip, spared = self.repo.processes.agree(find)
@@ -333,9 +349,8 @@ class StepKeeper(KnownSteps):
         try:
             self.raise_failure()
         finally:
-            if (
-                self.repo.processes.is_shared
-            ):  # errors are raised when all processes are together next
+            # Of several processes, errors are raised when all are together next.
+            if self.repo.processes.is_shared:
                 wait(self._retiring)
             else:
                 self.raise_retired()

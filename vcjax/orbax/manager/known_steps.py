@@ -8,19 +8,48 @@ follows from a commit, which never changes, each process reads itself.
 import json
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import NotRequired, TypedDict, TypeVar
 
+import orbax.checkpoint as ocp
 from absl import logging
 
 from vcjax.errors import RepositoryNotFoundError, RevisionError, VcjaxError
 from vcjax.history import Commit
 from vcjax.history.refnames import HEAD, HEADS
-from vcjax.orbax.items.step_content import metrics_of
+from vcjax.orbax.items.record import metrics_of
 from vcjax.orbax.manager import run_metadata
 from vcjax.orbax.manager.policies import rate
 from vcjax.orbax.manager.step import Step, StepIndex
 from vcjax.repo import Repository
 from vcjax.repo.settings import load
+
+_T = TypeVar("_T")
+
+
+class Survey(TypedDict):
+    """All that a process has to be told to know the steps of a branch, as MessagePack types.
+
+    `dropped` are steps, `scores` are by commit, `root` is JSON text of the run's metadata.
+    """
+
+    tip: str | None
+    dropped: list[int]
+    scores: dict[str, float | None]
+    root: str
+    is_there: bool
+
+
+class News(TypedDict):
+    """What has to be told to know what others have committed: as little as will do.
+
+    `spared` are commits of steps to be listed again; `tip` and `scores` are of commits that
+    follow the known ones; `survey` is in their place where they do not.
+    """
+
+    spared: list[str]
+    tip: NotRequired[str | None]
+    scores: NotRequired[dict[str, float | None]]
+    survey: NotRequired[Survey]
 
 
 class KnownSteps:
@@ -37,11 +66,11 @@ class KnownSteps:
         is_stale: whether this process may know other steps than the others.
     """
 
-    def __init__(self, repo: Repository, options: Any):
+    def __init__(self, repo: Repository, options: ocp.CheckpointManagerOptions):
         self.repo = repo
         self.index = StepIndex()
         self.dropped: dict[int, str] = {}
-        self.root_metadata: dict[str, Any] = {}
+        self.root_metadata: dict[str, object] = {}
         self._options = options
         self._rated: dict[str, float | None] = {}  # by commit
         self._tip: str | None = None  # the commit that the steps were read from
@@ -61,7 +90,7 @@ class KnownSteps:
 
     # -- all of them -------------------------------------------------------------
 
-    def reload(self, root_metadata: Mapping[str, Any] | None = None) -> None:
+    def reload(self, root_metadata: Mapping[str, object] | None = None) -> None:
         """Reads all steps anew; all processes together.
 
         Args:
@@ -69,7 +98,7 @@ class KnownSteps:
         """
         commits: dict[int, Commit] = {}
 
-        def find(_: Any) -> dict[str, Any]:
+        def find(_: object) -> Survey:
             return self._survey(commits, root_metadata)
 
         self._adopt(self.repo.processes.agree(find, self._ready), commits)
@@ -78,20 +107,25 @@ class KnownSteps:
         """What has to be over before the steps are read."""
 
     def _survey(
-        self, commits: dict[int, Commit], given: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        """All that has to be told to know the steps of the branch; fills in {step: commit}."""
+        self, commits: dict[int, Commit], given: Mapping[str, object] | None = None
+    ) -> Survey:
+        """What there is on the branch; fills in {step: commit}."""
         tip = self._read_tip()
         commits.update(self._commits(tip))
         pruned = self.repo.prunings.all()
         dropped = [step for step, commit in commits.items() if commit.digest in pruned]
         kept = [commit for commit in commits.values() if commit.digest not in pruned]
-        told = {"tip": tip, "dropped": dropped, "scores": self._scores(kept)}
         latest = self.repo.history.commit(tip) if tip is not None else None
         root = run_metadata.stored(self.repo.store, latest)
         if root is None and given is not None:
             root = run_metadata.keep(self.repo.store, given)
-        return told | {"root": json.dumps(root), "is_there": self._is_there}
+        return Survey(
+            tip=tip,
+            dropped=dropped,
+            scores=self._scores(kept),
+            root=json.dumps(root),
+            is_there=self._is_there,
+        )
 
     def _commits(self, tip: str | None) -> dict[int, Commit]:
         """{step: its latest commit}."""
@@ -101,7 +135,7 @@ class KnownSteps:
                 commits.setdefault(commit.step, commit)
         return commits
 
-    def _adopt(self, told: Mapping[str, Any], commits: Mapping[int, Commit]) -> None:
+    def _adopt(self, told: Survey, commits: Mapping[int, Commit]) -> None:
         """Knows the steps of a survey from now on.
 
         Args:
@@ -123,7 +157,7 @@ class KnownSteps:
 
     # -- what is new -------------------------------------------------------------
 
-    def news(self, is_stale: bool) -> dict[str, Any]:
+    def news(self, is_stale: bool) -> News:
         """On process 0: what has to be told to know what others have committed.
 
         Costs as much as there are new commits, unless the branch has gone elsewhere.
@@ -135,23 +169,23 @@ class KnownSteps:
             spared, self._spared = self._spared, []
             for step in spared:
                 self._rated[step.commit] = step.score
-        told = {"spared": [step.commit for step in spared]}
+        told = News(spared=[step.commit for step in spared])
         tip = self._read_tip()
-        if is_stale:
-            return told | self._survey({})
-        if tip == self._tip:
+        if not is_stale and tip == self._tip:
             return told
-        new = self._since(tip)
+        new = None if is_stale else self._since(tip)
         if new is None:
-            return told | self._survey({})
-        return told | {"tip": tip, "scores": self._scores(new)}
+            told["survey"] = self._survey({})
+        else:
+            told["tip"], told["scores"] = tip, self._scores(new)
+        return told
 
-    def take(self, told: Mapping[str, Any]) -> None:
+    def take(self, told: News) -> None:
         """On all processes: takes note of `news`."""
-        if "dropped" in told:
-            self._adopt(told, {})
+        if "survey" in told:
+            self._adopt(told["survey"], {})
         elif "tip" in told:
-            self._rated.update(told["scores"])
+            self._rated.update(told.get("scores", {}))
             self._follow(told["tip"])
         with self._lock:
             for digest in told["spared"]:
@@ -243,7 +277,7 @@ class KnownSteps:
             if commit.step is not None
         }
 
-    def _rate(self, commit: Commit, metrics: Any) -> float | None:
+    def _rate(self, commit: Commit, metrics: object) -> float | None:
         """The score of a stored step; None, with a warning, if `best_fn` cannot tell."""
         if commit.digest not in self._rated:
             try:
@@ -254,7 +288,7 @@ class KnownSteps:
             self._rated[commit.digest] = score
         return self._rated[commit.digest]
 
-    def after_adding(self, step: Step, find: Callable[[], Any]) -> Any:
+    def after_adding(self, step: Step, find: Callable[[], _T]) -> _T:
         """What a function finds while a step is among the others, which it is not yet."""
         with self._lock:
             before = self.index.get(step.step)

@@ -4,25 +4,25 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import orbax.checkpoint as ocp
 from absl import logging
+from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_manager as theirs
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.handlers import CheckpointHandlerRegistry
 
 from vcjax.errors import StepExistsError, VcjaxError
 from vcjax.history import checked_metadata
-from vcjax.orbax.items.record import DEFAULT_ITEM, StepRecord, step_metadata
-from vcjax.orbax.items.step_content import staged
-from vcjax.orbax.items.stored_item import from_first
-from vcjax.orbax.manager import metrics as metrics_
-from vcjax.orbax.manager.keeper import StepKeeper
-from vcjax.orbax.manager.open import handlers_of, open_repository
+from vcjax.orbax.items.record import StepMetrics, StepRecord, step_metadata
+from vcjax.orbax.items.save import from_first, staged
+from vcjax.orbax.items.shared_save import Sharing
+from vcjax.orbax.manager.keeper import StepKeeper, Told
+from vcjax.orbax.manager.open import Checkpointers, Handlers, handlers_of, open_repository
 from vcjax.orbax.manager.options import CheckpointManagerOptions, added
-from vcjax.orbax.manager.policies import Retention, is_pure, rate, save_policy
-from vcjax.orbax.manager.shared_save import Plan, Sharing, same_step
-from vcjax.orbax.manager.step import Step, checked_step
+from vcjax.orbax.manager.policies import Retention, as_policies_see, is_pure, rate, save_policy
+from vcjax.orbax.manager.step import Plan, Step, checked_step, same_step
 from vcjax.orbax.manager.step_reader import StepReader
 
 
@@ -71,30 +71,36 @@ class CheckpointManager(StepReader):
     """
 
     _async: bool
-    _save_policy: Any
+    _save_policy: policies.SaveDecisionPolicy
     _retention: Retention
-    _root_metadata: dict[str, Any] | None
+    _root_metadata: dict[str, object] | None
 
     def __init__(
         self,
         directory: str | os.PathLike[str],
-        checkpointers: Any = None,
-        options: Any = None,
-        metadata: Mapping[str, Any] | None = None,
+        checkpointers: Checkpointers | ocp.CheckpointManagerOptions | None = None,
+        options: ocp.CheckpointManagerOptions | None = None,
+        metadata: Mapping[str, object] | None = None,
         item_names: Sequence[str] | None = None,
-        item_handlers: Any = None,
-        logger: Any = None,
-        handler_registry: Any = None,
+        item_handlers: Handlers | None = None,
+        logger: ocp.logging.AbstractLogger | None = None,
+        handler_registry: CheckpointHandlerRegistry | None = None,
     ):
         if hasattr(checkpointers, "save_interval_steps"):
-            checkpointers, options = None, checkpointers
+            checkpointers, options = None, cast(ocp.CheckpointManagerOptions, checkpointers)
         self._options = options or CheckpointManagerOptions()
+        self._overwrites = bool(added(self._options, "overwrite"))
+        self._has_folders = bool(added(self._options, "step_folders"))
         self._logger = logger
         self._decides = False  # whether this is process 0, asked by all of them
 
         def prepare() -> None:
             self._handlers, self._async = handlers_of(
-                checkpointers, item_names, item_handlers, handler_registry, self._options
+                cast(Checkpointers | None, checkpointers),
+                item_names,
+                item_handlers,
+                handler_registry,
+                self._options,
             )
             callback = getattr(self._options.async_options, "post_finalization_callback", None)
             if callback is not None and not self._async:
@@ -151,18 +157,18 @@ class CheckpointManager(StepReader):
             reached_preemption=self.reached_preemption(step),
             multiprocessing_options=self._options.multiprocessing_options,
         )
-        now = Step(step, datetime.now(UTC))
-        return self._save_policy.should_save(now, self._checkpoints, context=context)
+        now, *before = as_policies_see([Step(step, datetime.now(UTC)), *self._checkpoints])
+        return self._save_policy.should_save(now, before, context=context)
 
     def save(
         self,
         step: int,
-        items: Any = None,
+        items: PyTree = None,
         save_kwargs: Mapping[str, Any] | None = None,
-        metrics: Any = None,
+        metrics: PyTree = None,
         force: bool | None = False,
-        args: Any = None,
-        custom_metadata: Mapping[str, Any] | None = None,
+        args: ocp.args.CheckpointArgs | None = None,
+        custom_metadata: Mapping[str, object] | None = None,
         *,
         overwrite: bool | None = None,
         message: str | None = None,
@@ -197,7 +203,7 @@ class CheckpointManager(StepReader):
         """
         began = time.time()
         if overwrite is None:
-            overwrite = added(self._options, "overwrite")
+            overwrite = self._overwrites
         if save_kwargs and metrics is None and not self._handlers.are_given:
             save_kwargs, metrics = None, save_kwargs
         asks = not (force or overwrite)
@@ -205,12 +211,12 @@ class CheckpointManager(StepReader):
             if self._options.read_only or not self.should_save(step):
                 checked_step(step)
                 if not self.repo.processes.is_shared:  # else it would take a message to fail alike
-                    self._check_arguments(items, args)
+                    self._handlers.check(items, args)
                 return False
             asks = False
 
         def check() -> int:
-            self._check_arguments(items, args)
+            self._handlers.check(items, args)
             if asks:
                 self.reached_preemption(checked_step(step))  # JAX wants to hear it of all
             return checked_step(step)
@@ -219,15 +225,15 @@ class CheckpointManager(StepReader):
         if plan is None:
             return False
         with Sharing(self.repo, plan.token) as sharing:
-            saved = self._saved_args(items, save_kwargs or {}, args)
+            saved = self._handlers.to_save(items, save_kwargs or {}, args)
             single = bool(self._handlers.single)
             with staged(self._handlers, saved, single, sharing) as (tree, records):
                 hidden = self._options.prevent_write_metrics
-                plain, numbers = metrics_.checked(plan.step.metrics)
+                found = StepMetrics() if hidden else StepMetrics.of(plan.step.metrics)
                 record = StepRecord(
                     records,
                     single,
-                    None if hidden else metrics_.nested(plain, numbers),
+                    found.nested,
                     step_metadata(custom_metadata),
                     self._keeper.root_metadata,
                 )
@@ -239,18 +245,18 @@ class CheckpointManager(StepReader):
                         tree,
                         message or f"step {plan.step.step}",
                         metadata=record.encode(plan.step.step),
-                        metrics={} if hidden else numbers,
+                        metrics=found.numbers,
                         rebase=False,  # a step is a whole state, and nothing is merged into it
                         from_first=from_first(records, single),
                     ),
                     plan.gone,
-                    list(records) if args and added(self._options, "step_folders") else None,
+                    list(records) if args and self._has_folders else None,
                 )
         self._log("save", plan.step.step, began)
         return True
 
     def _planned(
-        self, check: Callable[[], int], asks: bool, overwrite: bool, metrics: Any
+        self, check: Callable[[], int], asks: bool, overwrite: bool, metrics: PyTree
     ) -> Plan | None:
         """What is to be saved, found by process 0 for all; None if nothing is.
 
@@ -261,8 +267,8 @@ class CheckpointManager(StepReader):
         keeper = self._keeper
         brought_stale = keeper.is_stale
 
-        def find(brought: Sequence[Any]) -> dict[str, Any] | None:
-            step = same_step(brought)
+        def find(brought: Sequence[tuple[int, bool]]) -> Told | None:
+            step = same_step([step for step, _ in brought])
             if asks and not self._decided(step):
                 return None
             keeper.settle()
@@ -270,22 +276,24 @@ class CheckpointManager(StepReader):
             news = keeper.take_news(any(stale for _, stale in brought))
             known = keeper.index.get(step)
             if known is not None and not overwrite:
-                return {"step": step, "news": news, "exists": known.commit}
-            plain, _ = metrics_.checked(metrics)
+                return Told(news=news, exists=(step, known.commit))
+            plain = StepMetrics.of(metrics).plain
             score = rate(step, plain, self._options)  # fails before anything is committed
             made = Step(step, datetime.now(UTC), plain, score=score)
             gone = keeper.old_steps(made, self._get_old_steps_to_remove)
-            return Plan(made, gone).told() | {"news": news}
+            return Told(news=news, plan=Plan(made, gone).told())
 
-        told = keeper.agree(find, lambda: [check(), brought_stale])
+        told = keeper.agree(find, lambda: (check(), brought_stale))
         if told is None:
             return None
         if "exists" in told:
+            step, commit = told["exists"]
             raise StepAlreadyExistsError(
-                f"step {told['step']} was saved already, as commit {told['exists'][:8]}",
+                f"step {step} was saved already, as commit {commit[:8]}",
                 hint="overwrite=True replaces it; its former state stays in `vcjax log`",
             )
-        return Plan.of(told)
+        assert "plan" in told
+        return Plan.of(told["plan"])
 
     def _decided(self, step: int) -> bool:
         """What `should_save` says, also that of a subclass, on process 0 alone."""
@@ -294,40 +302,6 @@ class CheckpointManager(StepReader):
             return self.should_save(step)
         finally:
             self._decides = False
-
-    def _check_arguments(self, items: Any, args: Any) -> None:
-        if isinstance(items, ocp.args.CheckpointArgs):
-            raise ValueError(f"give it by name: args=ocp.args.{type(items).__qualname__}(…)")
-        if items is None and args is None:
-            raise ValueError("there is nothing to save: give a tree, or `args`")
-        if args is None:
-            if self._handlers.single is None:
-                self._handlers.single = True
-            return
-        if not isinstance(args, ocp.args.CheckpointArgs):
-            raise ValueError(f"args is a {type(args).__qualname__}, and none of `ocp.args`")
-        composite = isinstance(args, ocp.args.Composite)
-        if self._handlers.single is None:
-            self._handlers.single = not composite
-        if composite and not len(args):
-            raise ValueError("there is nothing to save: `Composite` without items")
-        if composite and self._handlers.single:
-            raise ValueError(
-                "Cannot provide `args` of type `Composite`: this manager saves a single object"
-            )
-        if not composite and not self._handlers.single:
-            raise ValueError("Must provide `args` of type `Composite`: this manager saves items")
-
-    def _saved_args(self, items: Any, save_kwargs: Mapping[str, Any], args: Any) -> dict[str, Any]:
-        """{item name: arguments to save by}."""
-        if args is not None:
-            return {DEFAULT_ITEM: args} if self._handlers.single else dict(args.items())
-        if self._handlers.single:
-            items, save_kwargs = {DEFAULT_ITEM: items}, {DEFAULT_ITEM: save_kwargs}
-        return {
-            name: self._handlers.arguments(name, item, save_kwargs.get(name) or {}, save=True)
-            for name, item in items.items()
-        }
 
     def wait_until_finished(self) -> None:
         """Waits for the step that is being saved, and for the data that it lets go.

@@ -2,15 +2,18 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
+import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint.handlers import CheckpointHandlerRegistry
 
 from vcjax.errors import RepositoryNotFoundError
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.orbax.items.handlers import ItemHandlers
-from vcjax.orbax.manager.options import is_local, process_timeout
-from vcjax.orbax.manager.shared_save import clean_folders
+from vcjax.orbax.items.shared_save import clean_folders
+from vcjax.orbax.manager.options import added, is_local, process_timeout
 from vcjax.processes.conversation import agree
 from vcjax.processes.group import several
 from vcjax.repo import Repository
@@ -18,7 +21,9 @@ from vcjax.repo.settings import Settings, locate
 
 
 def open_repository(
-    directory: str | os.PathLike[str], options: Any, prepare: Callable[[], None]
+    directory: str | os.PathLike[str],
+    options: ocp.CheckpointManagerOptions,
+    prepare: Callable[[], None],
 ) -> Repository:
     """The repository of a manager; made where there is none, as far as the options allow.
 
@@ -35,7 +40,8 @@ def open_repository(
     Raises:
         RepositoryNotFoundError: there is none, and none is to be made.
     """
-    local, timeout_s = is_local(options.multiprocessing_options), process_timeout(options)
+    local = is_local(options.multiprocessing_options)
+    timeout_s = process_timeout(added(options, "process_timeout_s"), options.async_options)
 
     def make() -> Repository:
         repo = _opened_or_made(directory, options)
@@ -55,7 +61,9 @@ def open_repository(
     return repo
 
 
-def _opened_or_made(directory: str | os.PathLike[str], options: Any) -> Repository:
+def _opened_or_made(
+    directory: str | os.PathLike[str], options: ocp.CheckpointManagerOptions
+) -> Repository:
     folder = locate(directory).location.folder
     there = folder is not None and folder.is_dir()
     try:
@@ -68,7 +76,7 @@ def _opened_or_made(directory: str | os.PathLike[str], options: Any) -> Reposito
     return Repository.init(directory, exist_ok=True, local=True)
 
 
-def _opened(directory: str | os.PathLike[str], options: Any) -> Repository:
+def _opened(directory: str | os.PathLike[str], options: ocp.CheckpointManagerOptions) -> Repository:
     try:
         return Repository.open(directory, local=True)
     except RepositoryNotFoundError:
@@ -81,7 +89,7 @@ def _opened(directory: str | os.PathLike[str], options: Any) -> Repository:
     return Repository(store, Settings(), local=True)
 
 
-def _warn_of_orbax(folder: Any) -> None:
+def _warn_of_orbax(folder: Path) -> None:
     """A run that goes on in a folder of Orbax's would begin at its first step."""
     steps = [entry.name for entry in folder.iterdir() if (entry / "_CHECKPOINT_METADATA").exists()]
     if steps:
@@ -94,12 +102,26 @@ def _warn_of_orbax(folder: Any) -> None:
         )
 
 
+class HandlerOwner(Protocol):
+    """A checkpointer, of Orbax or of ours: all that is taken from it is its handler."""
+
+    @property
+    def handler(self) -> ocp.CheckpointHandler:
+        """What it saves and restores by."""
+        ...
+
+
+Checkpointers = HandlerOwner | Mapping[str, HandlerOwner]
+Handlers = ocp.CheckpointHandler | Mapping[str, ocp.CheckpointHandler]
+"""Of a single object, or by item name."""
+
+
 def handlers_of(
-    checkpointers: Any,
+    checkpointers: Checkpointers | None,
     item_names: Sequence[str] | None,
-    item_handlers: Any,
-    registry: Any,
-    options: Any,
+    item_handlers: Handlers | None,
+    registry: CheckpointHandlerRegistry | None,
+    options: ocp.CheckpointManagerOptions,
 ) -> tuple[ItemHandlers, bool]:
     """(the handlers, whether to save in the background).
 
@@ -126,7 +148,7 @@ def handlers_of(
     if wrong:
         raise ValueError(f"checkpointers holds a {type(wrong[0]).__qualname__}, no checkpointer")
     if several:
-        handlers: Any = {name: member.handler for name, member in checkpointers.items()}
+        handlers = {name: member.handler for name, member in checkpointers.items()}
     else:
         handlers = checkpointers.handler
     in_background = any(hasattr(member, "wait_until_finished") for member in members)

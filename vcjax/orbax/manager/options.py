@@ -38,26 +38,21 @@ class CheckpointManagerOptions(ocp.CheckpointManagerOptions):
             )
 
 
-def added(options: Any, name: str) -> Any:
+def added(options: ocp.CheckpointManagerOptions, name: str) -> Any:
     """One of the options that Orbax does not have; its default for Orbax's own options."""
     return getattr(options, name, getattr(CheckpointManagerOptions, name))
 
 
-def process_timeout(options: Any) -> float:
-    """How long another process may give no sign of life, seconds.
-
-    Args:
-        options: of a manager, or anything else that has `async_options`.
-    """
-    seconds = added(options, "process_timeout_s")
-    return min(seconds, getattr(options.async_options, "timeout_secs", None) or seconds)
+def process_timeout(seconds: float, async_options: ocp.AsyncOptions | None) -> float:
+    """How long another process may give no sign of life, seconds: the smaller of two options."""
+    return min(seconds, getattr(async_options, "timeout_secs", None) or seconds)
 
 
-def is_local(processes: Any) -> bool:
+def is_local(processes: ocp.options.MultiprocessingOptions | None) -> bool:
     """Whether each process has a repository of its own: `primary_host` is None, as in Orbax.
 
     Args:
-        processes: Orbax's `MultiprocessingOptions`; None for the default.
+        processes: None for the default.
 
     Raises:
         VcjaxError: only some of several processes are to take part.

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import cast
 
+import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vcjax.errors import VcjaxError
@@ -19,7 +20,13 @@ class ByFunction:
 
     function: Callable[[int, int | None], bool]
 
-    def should_save(self, step: Any, previous_steps: Sequence[Any], *, context: Any) -> bool:
+    def should_save(
+        self,
+        step: policies.PolicyCheckpointInfo,
+        previous_steps: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.DecisionContext,
+    ) -> bool:
         """As Orbax's `SaveDecisionPolicy` has it."""
         return self.function(step.step, previous_steps[-1].step if previous_steps else None)
 
@@ -38,7 +45,9 @@ class BestSteps:
     smallest: bool
     unranked: bool = True
 
-    def should_preserve(self, checkpoints: Sequence[Step], *, context: Any) -> list[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[Step], *, context: policies.PreservationContext
+    ) -> list[bool]:
         """As Orbax's `PreservationPolicy` has it."""
         if len(checkpoints) <= self.n:
             return [True] * len(checkpoints)
@@ -47,6 +56,11 @@ class BestSteps:
 
     def __str__(self) -> str:
         return f"max_to_keep={self.n} by best_fn ({'min' if self.smallest else 'max'})"
+
+
+def as_policies_see(steps: Sequence[Step]) -> list[policies.PolicyCheckpointInfo]:
+    """Steps as Orbax types them: it would have mutable ones, and changes none."""
+    return cast("list[policies.PolicyCheckpointInfo]", list(steps))
 
 
 def ranked(steps: Sequence[Step], smallest: bool) -> list[Step]:
@@ -61,7 +75,7 @@ def ranked(steps: Sequence[Step], smallest: bool) -> list[Step]:
     return sorted((step for step in steps if step.score is not None), key=order)
 
 
-def rate(step: int, metrics: Any, options: Any) -> float | None:
+def rate(step: int, metrics: object, options: ocp.CheckpointManagerOptions) -> float | None:
     """What `best_fn` makes of the metrics of a step; None without either.
 
     Raises:
@@ -78,7 +92,7 @@ def rate(step: int, metrics: Any, options: Any) -> float | None:
         ) from error
 
 
-def save_policy(options: Any) -> Any:
+def save_policy(options: ocp.CheckpointManagerOptions) -> policies.SaveDecisionPolicy:
     """The policy that decides which steps are saved, as Orbax derives it from its options."""
     if options.save_decision_policy is not None:
         return options.save_decision_policy
@@ -102,7 +116,7 @@ _PURE = (
 )
 
 
-def is_pure(policy: Any) -> bool:
+def is_pure(policy: policies.SaveDecisionPolicy) -> bool:
     """Whether a save policy says the same on all processes: it looks at no clock.
 
     A user's policy may look at anything.
@@ -124,7 +138,7 @@ class Retention:
         ValueError: a policy is given together with the options that it replaces.
     """
 
-    def __init__(self, options: Any):
+    def __init__(self, options: ocp.CheckpointManagerOptions):
         given = [name for name in _KEEP_OPTIONS if getattr(options, name)]
         if options.preservation_policy is not None and given:
             raise ValueError(
@@ -138,7 +152,7 @@ class Retention:
         if self._policy is None or len(steps) < 2:
             return []
         context = policies.PreservationContext()
-        kept = self._policy.should_preserve(steps, context=context)
+        kept = self._policy.should_preserve(as_policies_see(steps), context=context)
         pairs = zip(steps[:-1], list(kept)[:-1], strict=True)
         return [step for step, keep in pairs if not keep]
 
@@ -147,11 +161,13 @@ class Retention:
         return describe(self._policy)
 
 
-def _from_options(options: Any) -> Any:
+def _from_options(
+    options: ocp.CheckpointManagerOptions,
+) -> policies.PreservationPolicy | None:
     """The policy that Orbax's older options mean; None if they keep everything."""
     if options.max_to_keep is None:
         return None
-    chosen: list[Any] = []
+    chosen: list[policies.PreservationPolicy] = []
     if options.keep_period is not None:
         chosen.append(policies.EveryNSteps(options.keep_period))
     if options.keep_time_interval is not None:
@@ -160,13 +176,14 @@ def _from_options(options: Any) -> Any:
     if options.best_fn is not None:
         smallest = options.best_mode == "min"
         unranked = options.keep_checkpoints_without_metrics
-        chosen.append(BestSteps(options.max_to_keep, smallest, unranked))
+        best = BestSteps(options.max_to_keep, smallest, unranked)
+        chosen.append(cast(policies.PreservationPolicy, best))  # its steps are ours
     else:
         chosen.append(policies.LatestN(options.max_to_keep))
     return chosen[0] if len(chosen) == 1 else policies.AnyPreservationPolicy(chosen)
 
 
-def describe(policy: Any) -> str:
+def describe(policy: object) -> str:
     """A policy in words: its class and fields, or the option that it stands for."""
     match policy:
         case None:

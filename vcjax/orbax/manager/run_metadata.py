@@ -5,7 +5,6 @@ they are in a record of their own.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from vcjax.history import Commit, canonical
 from vcjax.storage import Store
@@ -15,7 +14,7 @@ KEY = "orbax/root_metadata.json"
 _HINT = f"delete {KEY}; the steps have the metadata too"
 
 
-def stored(store: Store, tip: Commit | None) -> dict[str, Any] | None:
+def stored(store: Store, tip: Commit | None) -> dict[str, object] | None:
     """The metadata of the run; None if it was given none.
 
     Args:
@@ -32,7 +31,7 @@ def stored(store: Store, tip: Commit | None) -> dict[str, Any] | None:
     return None if data is None else canonical.decode_record(KEY, data, _HINT)["custom_metadata"]
 
 
-def keep(store: Store, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def keep(store: Store, metadata: Mapping[str, object]) -> dict[str, object]:
     """Writes the record, if there is none; gives back what it says."""
     versioned = store.read_versioned(KEY)
     if versioned.value is None:

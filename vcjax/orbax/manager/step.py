@@ -1,14 +1,16 @@
-"""The steps that a manager knows: their numbers, commits, metrics and ranks."""
+"""The steps that a manager knows or saves: their numbers, commits, metrics and ranks."""
 
 import bisect
+import json
 import operator
-from collections.abc import Iterable, Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import SupportsIndex, TypedDict
 
-from vcjax.errors import VcjaxError
+from vcjax.errors import ProcessError, VcjaxError
 from vcjax.history import Commit
 
 
@@ -26,7 +28,7 @@ class Step:
 
     step: int
     time: datetime
-    metrics: Any = None
+    metrics: object = None
     commit: str = ""
     score: float | None = None
 
@@ -48,6 +50,69 @@ class Saving:
     gone: tuple[Step, ...]
     future: Future[Commit]
     thread: int
+
+
+class PlanMessage(TypedDict):
+    """A `Plan` as MessagePack types. `metrics` are JSON text: integers may be of any size."""
+
+    step: int
+    time: str
+    metrics: str
+    score: float | None
+    gone: list[int]
+    token: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be saved; process 0 makes it for all.
+
+    Attributes:
+        step: its commit is not known yet.
+        gone: the steps that lose their data once it is saved.
+        token: a name that no other save has.
+    """
+
+    step: Step
+    gone: Sequence[int]
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def told(self) -> PlanMessage:
+        """As MessagePack types."""
+        return {
+            "step": self.step.step,
+            "time": self.step.time.isoformat(),
+            "metrics": json.dumps(self.step.metrics),
+            "score": self.step.score,
+            "gone": list(self.gone),
+            "token": self.token,
+        }
+
+    @classmethod
+    def of(cls, told: PlanMessage) -> "Plan":
+        """The plan that process 0 has told."""
+        moment, metrics = datetime.fromisoformat(told["time"]), json.loads(told["metrics"])
+        step = Step(told["step"], moment, metrics, score=told["score"])
+        return cls(step, told["gone"], told["token"])
+
+
+def same_step(steps: Sequence[int]) -> int:
+    """The step that all processes save.
+
+    Args:
+        steps: of each process.
+
+    Raises:
+        ProcessError: they save different ones.
+    """
+    step = steps[0]
+    for process, other in enumerate(steps):
+        if other != step:
+            raise ProcessError(
+                f"process {process} saves step {other}, and process 0 step {step}",
+                hint="every process must make the same calls in the same order",
+            )
+    return step
 
 
 class StepIndex:
@@ -95,7 +160,7 @@ def _number(step: Step) -> int:
     return step.step
 
 
-def checked_step(step: Any) -> int:
+def checked_step(step: SupportsIndex) -> int:
     """The number of a step; any integer type will do.
 
     Raises:

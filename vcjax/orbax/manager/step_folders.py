@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.path import step as ocp_step
 
@@ -19,7 +19,7 @@ class StepFolders:
         options: the manager's, for the format of names.
     """
 
-    def __init__(self, folder: Path | None, options: Any):
+    def __init__(self, folder: Path | None, options: ocp.CheckpointManagerOptions):
         self._folder = folder
         self._format = options.step_name_format or ocp_step.standard_name_format(
             step_prefix=options.step_prefix,

@@ -4,14 +4,16 @@ import copy
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import orbax.checkpoint as ocp
 from etils import epath
+from jaxtyping import PyTree
 
-from vcjax.orbax.items.handlers import ItemHandlers
-from vcjax.orbax.items.record import DEFAULT_ITEM
-from vcjax.orbax.items.step_content import described, metrics_of, restored
+from vcjax.orbax.items.handlers import Arguments, ItemHandlers
+from vcjax.orbax.items.item_metadata import described
+from vcjax.orbax.items.record import metrics_of
+from vcjax.orbax.items.restore import restored
 from vcjax.orbax.manager.keeper import StepKeeper
 from vcjax.orbax.manager.policies import ranked
 from vcjax.orbax.manager.step import Step, checked_step
@@ -26,10 +28,10 @@ class StepReader(ocp.AbstractCheckpointManager):
     """
 
     repo: Repository
-    _options: Any
+    _options: ocp.CheckpointManagerOptions
     _handlers: ItemHandlers
     _keeper: StepKeeper
-    _logger: Any
+    _logger: ocp.logging.AbstractLogger | None
 
     # -- what there is ---------------------------------------------------------
 
@@ -42,7 +44,7 @@ class StepReader(ocp.AbstractCheckpointManager):
         return self.repo.url if self.repo.url.startswith("memory:") else epath.Path(self.repo.url)
 
     @property
-    def options(self) -> Any:
+    def options(self) -> ocp.CheckpointManagerOptions:
         """As they were given."""
         return self._options
 
@@ -77,7 +79,7 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         self._keeper.reload()
 
-    def metrics(self, step: int) -> Any:
+    def metrics(self, step: int) -> PyTree:
         """The metrics of a step, also of one that was pruned; None if it has none."""
         step = checked_step(step)
         found = self._keeper.index.get(step)
@@ -86,7 +88,9 @@ class StepReader(ocp.AbstractCheckpointManager):
         pruned = self._keeper.dropped.get(step)
         return None if pruned is None else metrics_of(self.repo.history.commit(pruned))
 
-    def metadata(self, step: int | None = None) -> Any:
+    def metadata(
+        self, step: int | None = None
+    ) -> ocp.metadata.StepMetadata | ocp.metadata.RootMetadata:
         """Orbax's `StepMetadata` of a step, or without one the `RootMetadata` of the run.
 
         Raises:
@@ -97,7 +101,7 @@ class StepReader(ocp.AbstractCheckpointManager):
         commit = self.repo.resolve(self._require(checked_step(step)).commit)
         return described(self.repo, commit, self._handlers)
 
-    def item_metadata(self, step: int) -> Any:
+    def item_metadata(self, step: int) -> PyTree[ocp.metadata.Metadata]:
         """Shapes, dtypes and shardings of the items of a step; no leaf is read.
 
         Returns:
@@ -110,20 +114,20 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         if step is None:
             raise ValueError("`step` must be provided: only steps have items")
-        return self.metadata(step).item_metadata
+        return cast(ocp.metadata.StepMetadata, self.metadata(step)).item_metadata
 
     # -- restoring -------------------------------------------------------------
 
     def restore(
         self,
         step: int | None = None,
-        items: Any = None,
+        items: PyTree = None,
         restore_kwargs: Mapping[str, Any] | None = None,
         directory: str | os.PathLike[str] | None = None,
-        args: Any = None,
+        args: ocp.args.CheckpointArgs | None = None,
         *,
-        like: Any = None,
-    ) -> Any:
+        like: PyTree = None,
+    ) -> PyTree:
         """A step, verified leaf by leaf.
 
         Args:
@@ -167,24 +171,12 @@ class StepReader(ocp.AbstractCheckpointManager):
         if like is not None:
             result = self.repo.restore(commit, like)
         else:
+            given: Arguments | None = args
             if args is None and (items is not None or restore_kwargs):
-                args = self._restore_args(items, restore_kwargs or {})
-            result = restored(self.repo, commit, self._handlers, args)
+                given = self._handlers.to_restore(items, restore_kwargs or {})
+            result = restored(self.repo, commit, self._handlers, given)
         self._log("restore", step, began)
         return result
-
-    def _restore_args(self, items: Any, kwargs: Mapping[str, Any]) -> Any:
-        """What Orbax's oldest calls mean, as arguments to restore by."""
-        if self._handlers.single is not False:
-            return self._handlers.arguments(DEFAULT_ITEM, items, kwargs, save=False)
-        items = items or {}
-        named = {
-            name: self._handlers.arguments(
-                name, items.get(name), kwargs.get(name) or {}, save=False
-            )
-            for name in {**items, **kwargs}
-        }
-        return ocp.args.Composite(**named)
 
     def _require(self, step: int) -> Step:
         self._keeper.settle()
