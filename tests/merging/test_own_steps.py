@@ -185,7 +185,7 @@ def test_what_a_registered_function_made_is_merged_again(
     recorded = merge.provenance["method"]
     assert f"{__name__}:" in str(recorded)
     assert merging.to_config(merging.from_config(**recorded)) == recorded
-    assert repo.remerge(merge).is_same
+    assert repo.merges.rerun(merge).is_same
     code, out, _ = cli_in(repo, "merge", "--rerun", merge.digest)
     assert code == 0, out
 
@@ -198,7 +198,7 @@ def test_what_no_registered_function_made_says_so(name: str, repo: Any, cli_in: 
     step = merge.provenance["method"]["parameters"]["steps"][1]
     assert step["name"] == f"unregistered {STEPS[name].name}"
     with pytest.raises(errors.MergeError, match="cannot be made again") as caught:
-        repo.remerge(merge)
+        repo.merges.rerun(merge)
     assert "vcjax.merging.transform" in str(caught.value.hint)
     code, _, err = cli_in(repo, "merge", "--rerun", merge.digest)
     assert code == 1
