@@ -185,7 +185,7 @@ def test_what_a_registered_function_made_is_merged_again(
     recorded = merge.provenance["method"]
     assert f"{__name__}:" in str(recorded)
     assert merging.to_config(merging.from_config(**recorded)) == recorded
-    assert repo.remerge(merge).is_same
+    assert repo.merges.rerun(merge).is_same
     code, out, _ = cli_in(repo, "merge", "--rerun", merge.digest)
     assert code == 0, out
 
@@ -198,7 +198,7 @@ def test_what_no_registered_function_made_says_so(name: str, repo: Any, cli_in: 
     step = merge.provenance["method"]["parameters"]["steps"][1]
     assert step["name"] == f"unregistered {STEPS[name].name}"
     with pytest.raises(errors.MergeError, match="cannot be made again") as caught:
-        repo.remerge(merge)
+        repo.merges.rerun(merge)
     assert "vcjax.merging.transform" in str(caught.value.hint)
     code, _, err = cli_in(repo, "merge", "--rerun", merge.digest)
     assert code == 1
@@ -243,3 +243,16 @@ def test_bad_makers_are_refused() -> None:
     own = merging.transform()(lambda function: Transform(halved))
     with pytest.raises(errors.MergeError, match="no parameter that can be recorded"):
         merging.to_config(own(print))
+
+
+def test_merges_by_history_take_what_can_be_made_again(repo: Any) -> None:
+    base = {"w": np.zeros(3, np.float32)}
+    repo.commit(base, "base")
+    repo.branch("side")
+    repo.commit({"w": base["w"] + 2}, "ours")
+    repo.commit({"w": base["w"] + 6}, "theirs", branch="side")
+    with pytest.raises(errors.MergeError, match="cannot be made again"):
+        repo.merge("side", method=around(NAMELESS))
+    merge = repo.merge("side", method=quarter())
+    np.testing.assert_array_equal(repo.restore(merge)["w"], np.full(3, 1.0))
+    assert repo.merges.rerun(merge).is_same
