@@ -175,6 +175,10 @@ def test_statistics_are_a_tree_or_by_leaf_path() -> None:
             *(weighed, vcjax.merge(flat, merging.fisher(), statistics=again)),
         )
     )
+    more = [{"a%2Fb": x["a/b"] ** 2, "elsewhere": np.ones(2)} for x in flat]
+    np.testing.assert_array_equal(
+        vcjax.merge(flat, merging.fisher(), statistics=more)["a/b"], weighed["a/b"]
+    )
     with pytest.raises(errors.MergeError, match="speak of none of its leaves, but of 'l%2Fvalue'"):
         vcjax.merge(flat, merging.fisher(), statistics=[{"l/value": np.ones(SHAPE)}] * 2)
 

@@ -243,3 +243,16 @@ def test_bad_makers_are_refused() -> None:
     own = merging.transform()(lambda function: Transform(halved))
     with pytest.raises(errors.MergeError, match="no parameter that can be recorded"):
         merging.to_config(own(print))
+
+
+def test_merges_by_history_take_what_can_be_made_again(repo: Any) -> None:
+    base = {"w": np.zeros(3, np.float32)}
+    repo.commit(base, "base")
+    repo.branch("side")
+    repo.commit({"w": base["w"] + 2}, "ours")
+    repo.commit({"w": base["w"] + 6}, "theirs", branch="side")
+    with pytest.raises(errors.MergeError, match="cannot be made again"):
+        repo.merge("side", method=around(NAMELESS))
+    merge = repo.merge("side", method=quarter())
+    np.testing.assert_array_equal(repo.restore(merge)["w"], np.full(3, 1.0))
+    assert repo.merges.rerun(merge).is_same

@@ -289,8 +289,8 @@ def statistics_by_path(
 ) -> list[dict[str, object]] | None:
     """What the statistics of each model say of leaves, by leaf path.
 
-    A mapping whose keys are leaf paths of the models is taken for what it says;
-    anything else is a tree like the models, or a part of one.
+    They are trees like the models, or parts of such, or mappings whose keys are leaf
+    paths; what they say of leaves that the models have not is nothing to the merge.
 
     Raises:
         MergeError: statistics speak of no leaf of the models.
@@ -300,10 +300,9 @@ def statistics_by_path(
     known, found = set(paths), []
     for number, given in enumerate(statistics, start=1):
         numbers = by_path(given)
-        if isinstance(given, Mapping) and all(
-            key in known and escape(key) in numbers for key in given
-        ):
-            numbers = {key: numbers[escape(key)] for key in given}
+        if isinstance(given, Mapping):
+            named = {key: escape(key) for key in given if key in known}
+            numbers = {key: numbers[own] for key, own in named.items() if own in numbers} | numbers
         if numbers and not known & numbers.keys():
             raise MergeError(
                 f"the statistics of model {number} speak of none of its leaves, but of "

@@ -24,20 +24,19 @@ Permutations = Mapping[str, Sequence[int] | Int[np.ndarray, " places"]]
 def permute(tree: Tree, spec: PermutationSpec, permutations: Permutations) -> Tree:
     """The tree with its units in another order; it computes what it did.
 
-        Args:
-            tree: a model.
-            spec: which axes the permutations move.
-            permutations: `{name: int array}`, place `i` takes what was at
-                `permutation[i]`; those left out move nothing.
+    Args:
+        tree: a model.
+        spec: which axes the permutations move.
+        permutations: `{name: int array}`, place `i` takes what was at
+            `permutation[i]`; those left out move nothing.
 
-        Example:
-            >>> import numpy as np
-    from jax.typing import DTypeLike
-            >>> from vcjax import merging
-            >>> tree = {"in": np.ones((1, 2)) * [5, 7], "out": np.array([[1.0], [2.0]])}
-            >>> spec = merging.PermutationSpec.of(tree, {"in": (None, "h"), "out": ("h", None)})
-            >>> merging.permute(tree, spec, {"h": [1, 0]})["in"].tolist()
-            [[7.0, 5.0]]
+    Example:
+        >>> import numpy as np
+        >>> from vcjax import merging
+        >>> tree = {"in": np.ones((1, 2)) * [5, 7], "out": np.array([[1.0], [2.0]])}
+        >>> spec = merging.PermutationSpec.of(tree, {"in": (None, "h"), "out": ("h", None)})
+        >>> merging.permute(tree, spec, {"h": [1, 0]})["in"].tolist()
+        [[7.0, 5.0]]
     """
     spec.check(tree)
     for name, permutation in permutations.items():
@@ -80,32 +79,31 @@ def match_weights(
 ) -> dict[str, np.ndarray]:
     r"""The permutations of a model that bring its weights nearest to another's.
 
-        Coordinate descent on :math:`\max_P \langle w_a, P(w_b) \rangle`: each permutation
-        in turn, in random order, is the solution of a linear assignment problem while
-        the others are fixed, until none changes. A local optimum.
+    Coordinate descent on :math:`\max_P \langle w_a, P(w_b) \rangle`: each permutation
+    in turn, in random order, is the solution of a linear assignment problem while
+    the others are fixed, until none changes. A local optimum.
 
-        Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836), §3.2, Algorithm 1.
-        Products are taken on the device, assignments solved on the host.
+    Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836), §3.2, Algorithm 1.
+    Products are taken on the device, assignments solved on the host.
 
-        Args:
-            reference: the model to match.
-            tree: the model whose units are to be permuted.
-            spec: see `permutation_spec`.
-            sweeps: at most so many rounds over all permutations.
-            seed: of their order.
+    Args:
+        reference: the model to match.
+        tree: the model whose units are to be permuted.
+        spec: see `permutation_spec`.
+        sweeps: at most so many rounds over all permutations.
+        seed: of their order.
 
-        Returns:
-            `{name: int array}` for `permute`.
+    Returns:
+        `{name: int array}` for `permute`.
 
-        Example:
-            >>> import numpy as np
-    from jax.typing import DTypeLike
-            >>> from vcjax import merging
-            >>> a = {"in": np.array([[1.0, 2.0, 4.0]]), "out": np.array([[3.0], [1.0], [0.5]])}
-            >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
-            >>> b = merging.permute(a, spec, {"h": [2, 0, 1]})
-            >>> merging.match_weights(a, b, spec)["h"].tolist()
-            [1, 2, 0]
+    Example:
+        >>> import numpy as np
+        >>> from vcjax import merging
+        >>> a = {"in": np.array([[1.0, 2.0, 4.0]]), "out": np.array([[3.0], [1.0], [0.5]])}
+        >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
+        >>> b = merging.permute(a, spec, {"h": [2, 0, 1]})
+        >>> merging.match_weights(a, b, spec)["h"].tolist()
+        [1, 2, 0]
     """
     spec.check(reference)
     spec.check(tree)
@@ -195,28 +193,27 @@ def git_rebasin(
 ) -> Tree:
     """Matches the units of models that were trained apart, and then merges them.
 
-        Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
+    Source: Ainsworth et al., 2023 (Git Re-Basin, arXiv 2209.04836).
 
-        Args:
-            trees: models of one architecture, from different initial weights.
-            spec: which permutations leave a model the same; see `permutation_spec`,
-                `chain_spec` and `PermutationSpec.of`.
-            method: of the merge afterwards; the mean by default.
-            weights: as in `merge`.
-            key: as in `merge`.
-            sweeps: see `align`.
-            seed: see `align`.
-            dtype: as in `merge`.
+    Args:
+        trees: models of one architecture, from different initial weights.
+        spec: which permutations leave a model the same; see `permutation_spec`,
+            `chain_spec` and `PermutationSpec.of`.
+        method: of the merge afterwards; the mean by default.
+        weights: as in `merge`.
+        key: as in `merge`.
+        sweeps: see `align`.
+        seed: see `align`.
+        dtype: as in `merge`.
 
-        Example:
-            >>> import numpy as np
-    from jax.typing import DTypeLike
-            >>> from vcjax import merging
-            >>> a = {"in": np.array([[1.0, 2.0]], "f"), "out": np.array([[3.0], [1.0]], "f")}
-            >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
-            >>> b = merging.permute(a, spec, {"h": [1, 0]})
-            >>> merging.git_rebasin([a, b], spec)["in"].tolist()
-            [[1.0, 2.0]]
+    Example:
+        >>> import numpy as np
+        >>> from vcjax import merging
+        >>> a = {"in": np.array([[1.0, 2.0]], "f"), "out": np.array([[3.0], [1.0]], "f")}
+        >>> spec = merging.PermutationSpec.of(a, {"in": (None, "h"), "out": ("h", None)})
+        >>> b = merging.permute(a, spec, {"h": [1, 0]})
+        >>> merging.git_rebasin([a, b], spec)["in"].tolist()
+        [[1.0, 2.0]]
     """
     aligned = align(trees, spec, sweeps=sweeps, seed=seed)
     return merge(aligned, method, weights=weights, key=key, dtype=dtype)
