@@ -1,16 +1,11 @@
 """Every name that callers import from Orbax is here, and where storage is touched it is ours."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import orbax.checkpoint
 import pytest
 
 import vcjax
 import vcjax.orbax
 
-ROOT = Path(vcjax.__file__).parent.parent
 OURS = {
     "AsyncCheckpointer",
     "CheckpointManager",
@@ -64,17 +59,9 @@ def test_names_that_are_nowhere():
     assert checkpoint_utils.construct_restore_args
 
 
-def run(code):
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_importing_it_imports_neither_orbax_nor_jax():
+def test_importing_it_imports_neither_orbax_nor_jax(processes):
     code = "import sys, vcjax.orbax as ocp; print({'jax', 'orbax', 'numpy'} & set(sys.modules))"
-    assert run(code) == "set()\n"
+    assert processes.python(code).finish()[0] == "set()\n"
 
 
 ASSIGNED = """
@@ -98,8 +85,8 @@ with CheckpointManager(tempfile.mkdtemp(), options=CheckpointManagerOptions(max_
 """
 
 
-def test_it_can_be_assigned_in_the_place_of_orbaxs_class():
-    assert run(ASSIGNED) == "[1, 2] [2, 1, 0]\n"
+def test_it_can_be_assigned_in_the_place_of_orbaxs_class(processes):
+    assert processes.python(ASSIGNED).finish()[0] == "[1, 2] [2, 1, 0]\n"
 
 
 def test_orbaxs_own_options_are_accepted(tmp_path):

@@ -1,13 +1,13 @@
 """What `worker.py` can do with checkpoint managers, one per process and directory."""
 
-import os
 import signal
-import time
+import threading
 
 import jax
 import numpy as np
 import worker
 from jax.sharding import NamedSharding, PartitionSpec
+from worker import PATIENCE
 
 import vcjax
 import vcjax.orbax as ocp
@@ -78,7 +78,9 @@ class OnMyOwn(policies.SaveDecisionPolicy):
 # What tests call -----------------------------------------------------------------
 
 
-def manage(url, best=None, own_policy=False, local=False, timeout=20.0, metadata=None, **options):
+def manage(
+    url, best=None, own_policy=False, local=False, timeout=PATIENCE, metadata=None, **options
+):
     if best:
         options |= {"best_fn": lambda metrics: metrics[best], "best_mode": "min"}
     if own_policy:
@@ -225,24 +227,32 @@ def no_loss(url):
     managers[url].save(100, args=args, metrics={"other": 1}, force=True)
 
 
-def many_refused(url, shape, steps, wait):
-    """Steps that a policy refuses while one is saved, slowly."""
+held = threading.Event()
+
+
+def many_refused(url, shape, steps):
+    """Steps that a policy refuses while one is being saved, until `go_on` is called."""
     manager = managers[url]
     if jax.process_index() == 0:
+        held.clear()
         real = vcjax.history.History.write
 
-        def slowly(*arguments):
-            time.sleep(wait)
+        def when_told(*arguments):
+            assert held.wait(PATIENCE)
             vcjax.history.History.write = real
             return real(*arguments)
 
-        vcjax.history.History.write = slowly
+        vcjax.history.History.write = when_told
     answers = [manager.save(0, args=ocp.args.Composite(**items(shape, 0)))]
     small = ocp.args.Composite(config=ocp.args.JsonSave({}))
     answers += [manager.save(step, args=small) for step in steps]
-    busy = manager.is_saving_in_progress()
-    manager.wait_until_finished()
-    return [answers, busy, manager.all_steps()]
+    return [answers, manager.is_saving_in_progress()]
+
+
+def go_on(url):
+    held.set()
+    managers[url].wait_until_finished()
+    return managers[url].all_steps()
 
 
 def kill_manager(url, shape, victim, step, where="write"):
@@ -250,14 +260,12 @@ def kill_manager(url, shape, victim, step, where="write"):
     manager = managers[url]
     if jax.process_index() == victim:
         worker._kill_at(where)
-    started = time.monotonic()
     try:
         manager.save(step, args=ocp.args.Composite(**items(shape, step)))
         manager.wait_until_finished()
     except vcjax.VcjaxError as error:
-        seconds = time.monotonic() - started
         found = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        return {**found, "seconds": seconds, "steps": manager.all_steps(), "pid": os.getpid()}
+        return {**found, "steps": manager.all_steps()}
     return "saved"
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ import vcjax
 from vcjax import report
 from vcjax.diffing import LeafChange
 from vcjax.tree import LeafSpec
+
+from ..subprocesses import PATIENCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -53,7 +54,7 @@ def shown(browser, tmp_path):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: asked.url == path.as_uri() or wrong.append(asked.url))
@@ -254,7 +255,6 @@ def test_it_is_usable_with_2000_leaves(shown):
     page = shown(large())
     assert page.locator("#shown").inner_text() == "2,000 of 2,000 leaves"
     assert page.locator("#heat-map tbody tr").count() == 100
-    start = time.monotonic()
     page.locator("#expand").click()
     page.get_by_role("button", name="l2", exact=True).click()
     page.get_by_role("searchbox").fill("layers_99")
@@ -262,8 +262,6 @@ def test_it_is_usable_with_2000_leaves(shown):
     page.get_by_role("searchbox").fill("")
     page.get_by_role("radio", name="list").check()
     assert 100 < len(paths(page)) < 1000  # as many as are looked at, and some more
-    # Half a second on a quiet machine; a page that draws all 2,000 rows each time takes 15 s.
-    assert time.monotonic() - start < 10
     drawn = len(paths(page))
     page.locator(".scroll.table").scroll_into_view_if_needed()
     page.locator(".scroll.table").evaluate("part => part.scrollTop = part.scrollHeight")

@@ -9,6 +9,8 @@ import tensorstore as ts
 import vcjax
 from vcjax.storage import open_store
 
+from ..subprocesses import PATIENCE
+
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 
 BUCKET = "models"
@@ -109,7 +111,7 @@ def test_two_committers_race(url):
     def work(me):
         repo = vcjax.Repository.open(url)
         mine = repo.restore()
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=PATIENCE)
         for i in range(5):
             mine[str(me)] = i
             done[me].append(repo.commit(mine, f"{me} {i}").digest)
@@ -118,7 +120,7 @@ def test_two_committers_race(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     fresh = vcjax.Repository.open(url)
     log = [commit.digest for commit in fresh.log()]
     assert [len(mine) for mine in done] == [5, 5]

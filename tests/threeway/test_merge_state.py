@@ -10,7 +10,6 @@ import vcjax
 from vcjax import Repository, merging
 from vcjax.errors import ConflictError, CorruptionError, MergeError
 
-from ..subprocesses import run
 from .sides import OURS, W
 
 
@@ -246,12 +245,12 @@ repo.merges.resume(resolve="theirs", method="average")
 """
 
 
-def test_killed_between_deciding_and_publishing(begun):
+def test_killed_between_deciding_and_publishing(begun, processes):
     before = begun.branches
-    process = run(KILLED, begun.url)
-    assert process.stdout.readline() == "settled\n", process.communicate()[1]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = processes.python(KILLED, begun.url)
+    assert process.read_line() == "settled"
+    process.kill()
+    process.finish(-signal.SIGKILL)
     again = Repository.open(begun.url)
     assert again.branches == before
     assert list(again.merges.get().left) == []

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -171,7 +170,7 @@ def test_a_namedtuple_name_cannot_reach_anything_else(name):
     assert back._fields == ("x", "y")
 
 
-def test_reading_imports_nothing_and_runs_no_constructor():
+def test_reading_imports_nothing_and_runs_no_constructor(processes):
     code = """
 import sys
 from vcjax import tree
@@ -186,7 +185,7 @@ def shout(cls, *args):
 Loud.__new__ = shout
 assert type(named("__main__:Loud")) is Loud
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
 
 
 def test_an_unknown_node_kind_is_refused():
@@ -194,21 +193,21 @@ def test_an_unknown_node_kind_is_refused():
         tree.unflatten(tree.Node("bag"))
 
 
-def test_public_names_are_not_hidden_by_modules():
+def test_public_names_are_not_hidden_by_modules(processes):
     import vcjax.tree
 
     code = "from vcjax import tree; tree.template; assert callable(tree.flatten)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
     for name in vcjax.tree.__all__:
         assert f"vcjax.tree.{name}" not in sys.modules
 
 
-def test_reading_specs_and_dtypes_needs_no_jax():
+def test_reading_specs_and_dtypes_needs_no_jax(processes):
     code = (
         "import sys; from vcjax import tree; tree.Node; tree.storage_dtype('int4');"
         "assert not {'jax', 'flax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
 
 
 def arrays() -> st.SearchStrategy:
