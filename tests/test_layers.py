@@ -128,7 +128,7 @@ def test_every_error_is_in_the_drawn_tree():
 
     drawn = {}
     stack = []
-    for line in errors.__doc__.splitlines():
+    for line in str(errors.__doc__).splitlines():
         match = re.match(r"\s{4}([│ ├└─]*)([A-Z]\w+Error)", line)
         if match:
             depth = len(match[1]) // 4

@@ -57,7 +57,7 @@ def test_a_full_disk(small_disk):
     kept = repo.commit({"w": np.arange(1000.0)}, "kept")
     with pytest.raises(StorageError) as caught:
         repo.commit({"w": np.arange(400_000.0)}, "too large")
-    assert "disk is full" in caught.value.hint
+    assert "disk is full" in str(caught.value.hint)
     assert "No space left" in str(caught.value)
     fresh = vcjax.Repository.open(small_disk / "repo")
     assert fresh.resolve("HEAD").digest == kept.digest

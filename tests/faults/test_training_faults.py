@@ -29,7 +29,7 @@ TRAINING = """
 
 
 def saved(folder):
-    """The latest step, after a check that all is well."""
+    """The latest step, of which there is one, after a check that all is well."""
     repo = vcjax.Repository.open(folder)
     assert repo.fsck().ok
     manager = vcjax.CheckpointManager(folder)
@@ -39,7 +39,9 @@ def saved(folder):
         assert tree["step"] == step
         assert (np.asarray(tree["w"]) == step).all()
     manager.close()
-    return manager.latest_step()
+    latest = manager.latest_step()
+    assert latest is not None
+    return latest
 
 
 @pytest.mark.parametrize("mode", ["default", "handled"])
@@ -169,9 +171,11 @@ def test_whole_states_of_two_writers_are_not_mixed(repo, background):
     one.restore()
     other.restore()
     theirs = other.commit({"w": 1, "seed": 2}, "theirs", rebase=False)
-    commit = one.commit_async if background else one.commit
-    mine = commit({"w": 1, "seed": 1}, "mine", rebase=False)
-    mine = mine.result() if background else mine
+    tree = {"w": 1, "seed": 1}
+    if background:
+        mine = one.commit_async(tree, "mine", rebase=False).result()
+    else:
+        mine = one.commit(tree, "mine", rebase=False)
     assert mine.parents == (theirs.digest,)
     assert repo.restore("main") == {"w": 1, "seed": 1}
     assert repo.restore("main~1") == {"w": 1, "seed": 2}

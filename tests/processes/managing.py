@@ -2,11 +2,14 @@
 
 import signal
 import threading
+import unittest.mock
+from typing import Any
 
 import jax
 import numpy as np
 import worker
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from worker import PATIENCE
 
 import vcjax
@@ -37,7 +40,7 @@ def state(shape, step):
     return made
 
 
-def abstract(shape, dtype=np.float32):
+def abstract(shape, dtype: DTypeLike = np.float32):
     like = content(0)
     for name, sharding in places(shape).items():
         like["params"][name] = jax.ShapeDtypeStruct(SHAPES[name], dtype, sharding=sharding)
@@ -206,7 +209,7 @@ def wrong_args(url, process, step=100, force=True):
 
 def wrong_item(url, process):
     """One process has what cannot be saved; nobody finds that before all have begun."""
-    item = {1, 2} if jax.process_index() == process else [1, 2]
+    item: Any = {1, 2} if jax.process_index() == process else [1, 2]
     args = {
         "config": ocp.args.JsonSave(item),
         "data": EachItsOwnSave("here"),
@@ -239,10 +242,11 @@ def many_refused(url, shape, steps):
 
         def when_told(*arguments):
             assert held.wait(PATIENCE)
-            vcjax.history.History.write = real
+            patch.stop()
             return real(*arguments)
 
-        vcjax.history.History.write = when_told
+        patch = unittest.mock.patch.object(vcjax.history.History, "write", when_told)
+        patch.start()
     answers = [manager.save(0, args=ocp.args.Composite(**items(shape, 0)))]
     small = ocp.args.Composite(config=ocp.args.JsonSave({}))
     answers += [manager.save(step, args=small) for step in steps]
@@ -336,7 +340,7 @@ def checkpoint(url, shape, kind, step, force=False):
 
 def checkpoint_wrong_json(url, process):
     """One process has what is no JSON."""
-    item = {1, 2} if jax.process_index() == process else [1, 2]
+    item: Any = {1, 2} if jax.process_index() == process else [1, 2]
     with ocp.AsyncCheckpointer(ocp.JsonCheckpointHandler()) as made:
         made.save(url, args=ocp.args.JsonSave(item), force=True)
         made.wait_until_finished()

@@ -125,6 +125,11 @@ def differing(tree, seed):
     return sorted(wrong)
 
 
+def replace(place, name, function):
+    """Another function from now on, in this process."""
+    unittest.mock.patch.object(place, name, function).start()
+
+
 written = collections.Counter()
 
 
@@ -136,7 +141,7 @@ def _count_chunks():
         written["bytes"] += nbytes
         real(writer, key, header, contents, nbytes, *rest)
 
-    vcjax.objects.write.ArrayWriter.send = send
+    replace(vcjax.objects.write.ArrayWriter, "send", send)
 
 
 @functools.cache
@@ -266,7 +271,7 @@ def _kill_at(where):
         os.kill(os.getpid(), signal.SIGKILL)
 
     if where == "exchange":
-        vcjax.processes.exchange._permute = die
+        replace(vcjax.processes.exchange, "_permute", die)
     elif where == "write":  # half of the chunks of a leaf are there, and no header
         real = vcjax.objects.write.ArrayWriter.send
 
@@ -275,10 +280,10 @@ def _kill_at(where):
             writer.land_all()
             die()
 
-        vcjax.objects.write.ArrayWriter.send = some
+        replace(vcjax.objects.write.ArrayWriter, "send", some)
     elif where == "publish":
-        vcjax.history.History.write = die
-        vcjax.history.History.write_commit = die
+        replace(vcjax.history.History, "write", die)
+        replace(vcjax.history.History, "write_commit", die)
 
 
 def alone(url, timeout):

@@ -54,7 +54,8 @@ def test_commits_and_restores(url):
         assert restored["n"] == value
         assert (restored["big"] == value).all()
         assert (restored["small"] == value).all()
-    fresh.tag("v1"), fresh.branch("side", at="HEAD~1")
+    fresh.tag("v1")
+    fresh.branch("side", at="HEAD~1")
     assert fresh.fsck().ok
     fresh.undo()
     assert fresh.resolve("HEAD").digest == first.digest
@@ -98,7 +99,9 @@ def test_a_ref_moves_once_for_one_expectation(url):
     expected = one.refs.get("refs/heads/main")
     assert one.refs.set("refs/heads/main", commit.digest, "one", expected) is not None
     assert other.refs.set("refs/heads/main", commit.digest, "other", expected) is None
-    assert repo.refs.get("refs/heads/main").reason == "one"
+    ref = repo.refs.get("refs/heads/main")
+    assert ref is not None
+    assert ref.reason == "one"
 
 
 def test_two_committers_race(url):
