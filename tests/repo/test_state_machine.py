@@ -235,7 +235,7 @@ TestInMemory.settings = settings(
     max_examples=25,
     stateful_step_count=25,
     deadline=None,
-    suppress_health_check=HealthCheck.all(),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 TestInFolder = FolderMachine.TestCase
 TestInFolder.settings = settings(TestInMemory.settings, max_examples=8)
