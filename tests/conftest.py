@@ -85,7 +85,13 @@ def url(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def compile_quickly():
-    """For tests that compile hundreds of programs and run each once: optimising takes the time."""
+    """For tests that compile hundreds of programs and run each once: optimising takes the time.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` runs them with programs as users have them.
+    """
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
+        yield
+        return
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

@@ -15,6 +15,9 @@ from vcjax.hashing import schedule as scheduling
 
 from ..compiled import clear_programs, program_count
 
+# Those of BLAKE3 itself are optimised in test_blake3.py.
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 SIZES = (1, 3, 1025)
 
 

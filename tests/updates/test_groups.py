@@ -78,6 +78,7 @@ def header_of(repo, name, revision="HEAD"):
 def test_a_leaf_relative_to_two_others(averaged):
     repo, near = averaged
     header = header_of(repo, "near")
+    assert header.relation is not None
     assert (header.update, header.depth) == ("average", 1)
     assert [base.digest for base in header.relation.bases] == [
         entry.digest for entry in entries_of(repo, "first", "second", revision="HEAD~1")
