@@ -10,9 +10,6 @@ from vcjax.errors import ConflictError, MergeError
 from vcjax.streaming import destination as outputs
 from vcjax.streaming import job as jobs
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 NARROW = [
     name
     for name in (

@@ -12,9 +12,6 @@ from vcjax.tree import LeafSpec, Node, leaf_dict
 W = np.array([1, 2, 3, 4], np.float32)
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def spread(repo, base, **sides):
     """Branches of these names, each with a tree of its own, that come from one commit."""
     repo.commit(base, "base")
