@@ -2,14 +2,69 @@
 
 import os
 import secrets
+import threading
+from concurrent.futures import Future
+from pathlib import Path
 
+import hypothesis
 import pytest
+
+from .leftovers import Leftovers
+from .subprocesses import Processes
 
 # Before anything imports JAX.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+
+# What whoever runs the tests has set for vcjax and for rich is not for them.
+for name in ("VCJAX_REPO", "VCJAX_AUTHOR", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
+# On a busy machine one example may take any time.
+hypothesis.settings.register_profile(
+    "vcjax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("vcjax")
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path):
+    """Each test has a working folder of its own, and leaves no process and no busy thread.
+
+    What lives longer is started by a fixture of a wider scope: those are set up before this one.
+    """
+    before, folder = Leftovers(), Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(folder)
+    left = before.found()
+    assert not left, f"the test leaves {', '.join(left)}"
+
+
+@pytest.fixture
+def processes():
+    """Starts other processes; none of them is left when the test ends."""
+    with Processes() as started:
+        yield started
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """A semaphore that is released once for each thread that begins to wait for a future."""
+    begun = threading.Semaphore(0)
+
+    def noted(wait):
+        def begin(*arguments, **options):
+            begun.release()
+            return wait(*arguments, **options)
+
+        return begin
+
+    for name in ("result", "exception"):
+        monkeypatch.setattr(Future, name, noted(getattr(Future, name)))
+    return begun
 
 
 @pytest.fixture
@@ -30,7 +85,13 @@ def url(request, tmp_path):
 
 @pytest.fixture(scope="module")
 def compile_quickly():
-    """For tests that compile hundreds of programs and run each once: optimising takes the time."""
+    """For tests that compile hundreds of programs and run each once: optimising takes the time.
+
+    `JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest` runs them with programs as users have them.
+    """
+    if "JAX_DISABLE_MOST_OPTIMIZATIONS" in os.environ:
+        yield
+        return
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

@@ -1,7 +1,6 @@
 """The folder listing, the docstring, README and the import contract say the same."""
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -60,10 +59,9 @@ def test_readme_draws_the_same_diagram():
     assert diagram(readme.read_text()) == diagram(vcjax.__doc__)
 
 
-def test_imports_keep_the_contract():
-    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+def test_imports_keep_the_contract(processes):
+    command = processes.start(Path(sys.executable).parent / "lint-imports", "--no-cache", cwd=ROOT)
+    command.finish()
 
 
 LIGHT = """
@@ -83,25 +81,15 @@ print("heavy:", sorted(heavy))
 """
 
 
-def test_reading_history_imports_no_jax(repo):
+def test_reading_history_imports_no_jax(repo, processes):
     repo.commit({"w": 1}, "one", metrics={"loss": 2})
     repo.commit({"w": 2}, "two", metrics={"loss": 1})
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, repo.url],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "heavy: []\n"
+    assert processes.python(LIGHT, repo.url).finish()[0] == "heavy: []\n"
 
 
-def test_importing_vcjax_imports_next_to_nothing():
+def test_importing_vcjax_imports_next_to_nothing(processes):
     code = "import sys, vcjax; print({'jax', 'numpy', 'tensorstore'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "set()\n"
+    assert processes.python(code).finish()[0] == "set()\n"
 
 
 PUBLIC = {
@@ -140,7 +128,7 @@ def test_every_error_is_in_the_drawn_tree():
 
     drawn = {}
     stack = []
-    for line in errors.__doc__.splitlines():
+    for line in str(errors.__doc__).splitlines():
         match = re.match(r"\s{4}([│ ├└─]*)([A-Z]\w+Error)", line)
         if match:
             depth = len(match[1]) // 4

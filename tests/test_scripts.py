@@ -1,10 +1,7 @@
 """The scripts that users copy, each in a process of its own."""
 
-import os
-import subprocess
+import signal
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,35 +11,32 @@ from ml_collections import config_flags
 import vcjax
 from vcjax import formats, merging
 
-ROOT = Path(__file__).resolve().parent.parent
+from .subprocesses import ROOT, TO_STDOUT, Processes
+
 STEPS = 1200
 TRAIN = ("--config=configs/digits.py", f"--config.steps={STEPS}", "--config.features=(32,)")
 
 
-def start(script, *words):
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, f"scripts/{script}.py", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(processes, script, *words, **options):
+    return processes.start(sys.executable, f"scripts/{script}.py", *words, cwd=ROOT, **options)
 
 
-def run(script, *words, code=0):
-    process = start(script, *words)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, err
-    return out, err
+@pytest.fixture
+def run(processes):
+    """Runs a script to its end: (stdout, stderr)."""
+
+    def to_its_end(script, *words, code=0):
+        return start(processes, script, *words).finish(code)
+
+    return to_its_end
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The repository of a whole run."""
     folder = tmp_path_factory.mktemp("whole")
-    run("train", *TRAIN, f"--workdir={folder}")
+    with Processes() as processes:
+        start(processes, "train", *TRAIN, f"--workdir={folder}").finish()
     return vcjax.Repository.open(folder)
 
 
@@ -55,14 +49,14 @@ def test_training_saves_every_interval_and_learns(uninterrupted):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(tmp_path, uninterrupted):
-    process = start("train", *TRAIN, f"--workdir={tmp_path}")
-    deadline = time.monotonic() + 50
-    while time.monotonic() < deadline and not (tmp_path / "refs/heads/main").exists():
-        time.sleep(0.01)
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    tmp_path, uninterrupted, processes, run
+):
+    process = start(processes, "train", *TRAIN, f"--workdir={tmp_path}", stderr=TO_STDOUT)
+    while "step 100: " not in process.read_line():
+        pass  # by then step 50 is on disk
     process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -9, "it ended before it could be killed"
+    process.finish(-signal.SIGKILL)
     stopped = vcjax.Repository.open(tmp_path).resolve("HEAD")
     assert stopped.step in range(50, STEPS, 50)
     _, err = run("train", *TRAIN, f"--workdir={tmp_path}")
@@ -88,7 +82,7 @@ def two_lines(tmp_path):
     return repo, base, one, other
 
 
-def test_revisions_are_merged_by_the_method_of_a_config(two_lines):
+def test_revisions_are_merged_by_the_method_of_a_config(two_lines, run):
     repo, base, one, other = two_lines
     options = ("--config=configs/merge/ties.py", "--config.parameters.density=0.5")
     out, _ = run("merge", *options, f"--repo={repo.url}", "--ours=a", "--theirs=b")
@@ -102,7 +96,7 @@ def test_revisions_are_merged_by_the_method_of_a_config(two_lines):
     np.testing.assert_array_equal(merged["net"]["b"], other["net"]["b"])
 
 
-def test_files_are_merged_by_the_method_of_a_config(tmp_path, two_lines):
+def test_files_are_merged_by_the_method_of_a_config(tmp_path, two_lines, run):
     _, *trees = two_lines
     names = [str(tmp_path / f"{name}.safetensors") for name in ("base", "one", "other", "merged")]
     for name, tree in zip(names, trees, strict=False):
@@ -116,7 +110,7 @@ def test_files_are_merged_by_the_method_of_a_config(tmp_path, two_lines):
     assert vcjax.diff(merged.tree, expected).counts["unchanged"] == 2
 
 
-def test_a_mistake_is_told_without_a_traceback(tmp_path):
+def test_a_mistake_is_told_without_a_traceback(tmp_path, run):
     _, err = run("merge", f"--repo={tmp_path}", "--theirs=b", code=1)
     assert err.splitlines()[-2].startswith("error: there is no repository")
     assert "Traceback" not in err

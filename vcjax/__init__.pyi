@@ -14,3 +14,5 @@ from .orbax import CheckpointManager as CheckpointManager
 from .orbax import CheckpointManagerOptions as CheckpointManagerOptions
 from .repo import Repository as Repository
 from .threeway import MergePlan as MergePlan
+
+__all__: list[str]

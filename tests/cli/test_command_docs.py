@@ -123,6 +123,8 @@ def test_documents_are_as_documented(kind, project, capsys):
     assert examples
     shown, printed = outline(examples[0]), outline(document)
     if kind == "merge":
+        assert isinstance(shown, dict)
+        assert isinstance(printed, dict)
         shown["commit"] = printed["commit"]  # "as in `vcjax log --json`"
     assert shown == printed
 

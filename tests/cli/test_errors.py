@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -182,16 +181,9 @@ def test_interruption(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_closed_pipe_is_no_error(project):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def test_a_closed_pipe_is_no_error(project, processes):
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "vcjax.cli", "log"],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        env=environment,
-        timeout=60,
-    )
+    command = processes.start(sys.executable, "-m", "vcjax.cli", "log", stdout=writer)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (dispatch.BROKEN_PIPE, b"")
+    assert command.finish(dispatch.BROKEN_PIPE) == ("", "")

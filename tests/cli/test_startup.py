@@ -1,7 +1,6 @@
 """How fast the command line starts, and what it does not load."""
 
 import os
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -42,16 +41,14 @@ def history(tmp_path_factory):
     return folder
 
 
-def python(code, environment, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+@pytest.fixture
+def python(processes, history, environment):
+    """Runs some Python beside the history: what it prints."""
+
+    def run(code, **changes):
+        return processes.python(code, cwd=history, env={**environment, **changes}).finish()[0]
+
+    return run
 
 
 LIGHT = {
@@ -69,22 +66,22 @@ LIGHT = {
 
 
 @pytest.mark.parametrize("words", LIGHT)
-def test_what_a_command_does_not_load(words, history, environment):
+def test_what_a_command_does_not_load(words, python):
     code = f"""
 import sys
 from vcjax.cli import main
 main({words.split()!r})
 print("loaded:", *sorted(set(sys.modules) & set({LIGHT[words]!r})))
 """
-    assert python(code, environment, history).splitlines()[-1] == "loaded:"
+    assert python(code).splitlines()[-1] == "loaded:"
 
 
-def test_the_log_of_a_thousand_commits(history, environment):
+def test_the_log_of_a_thousand_commits(python):
     code = "import sys; from vcjax.cli import main; sys.exit(main(['log']))"
-    assert python(code, environment, history).count("commit ") >= 1000
+    assert python(code).count("commit ") >= 1000
 
 
-def test_the_limit_of_a_log_is_read_and_no_more(history, environment):
+def test_the_limit_of_a_log_is_read_and_no_more(python):
     code = """
 from vcjax.cli import main
 from vcjax.history.database import History
@@ -98,10 +95,10 @@ History.commit = counted
 main(["log", "-n5", "--oneline"])
 print(count)
 """
-    assert int(python(code, environment, history).split()[-1]) < 30
+    assert int(python(code).split()[-1]) < 30
 
 
-def test_output_in_another_encoding(history, environment):
+def test_output_in_another_encoding(python):
     code = "from vcjax.cli import main; main(['log', '-n1', '--oneline', 'words'])"
-    ascii_only = {**environment, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    assert "na\\xefve \\u2192 \\U0001f600" in python(code, ascii_only, history)
+    shown = python(code, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert "na\\xefve \\u2192 \\U0001f600" in shown

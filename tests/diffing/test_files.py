@@ -12,6 +12,8 @@ from vcjax.cli import main
 from vcjax.cli.file_content import open_file, release
 from vcjax.diffing import examine
 
+from .figures import figures
+
 RNG = np.random.default_rng(0)
 
 
@@ -31,8 +33,8 @@ def resident():
 def test_files_are_compared_as_their_trees_are(models, tmp_path, suffix):
     for name, model in zip("ab", models, strict=True):
         formats.write(tmp_path / f"{name}.{suffix}", model)
-    sides = [open_file(tmp_path / f"{name}.{suffix}") for name in "ab"]
-    assert examine(*sides) == vcjax.diff(*models)
+    old, new = (open_file(tmp_path / f"{name}.{suffix}") for name in "ab")
+    assert examine(old, new) == vcjax.diff(*models)
     again = formats.read(tmp_path / f"a.{suffix}").tree
     assert all(np.array_equal(again[name], leaf) for name, leaf in models[0].items())
 
@@ -68,5 +70,5 @@ def test_a_file_and_a_commit(models, tmp_path, capsys):
     assert main(words) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["counts"]["changed"] == 11
-    expected = vcjax.diff(*models).changes[1].stats
+    expected = figures(vcjax.diff(*models).changes[1])
     assert document["changes"][0]["stats"]["l2"] == expected["l2"]

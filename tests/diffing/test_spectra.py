@@ -7,11 +7,13 @@ import pytest
 import vcjax
 from vcjax.diffing import spectra
 
+from .figures import figures
+
 RNG = np.random.default_rng(0)
 
 
 def full(old, new):
-    return vcjax.diff({"w": old}, {"w": new}, stats="full").changes[0].stats
+    return figures(vcjax.diff({"w": old}, {"w": new}, stats="full").changes[0])
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (70, 900), (5, 8), (2000, 60), (6, 10, 90)])
@@ -73,7 +75,7 @@ def test_the_update_that_says_it_most_briefly_is_suggested(update):
     if update == "scaled":
         assert stats["scale"] == pytest.approx(0.75, rel=1e-6)
     if update != "low_rank":
-        quick = vcjax.diff({"w": old}, {"w": new}).changes[0].stats
+        quick = figures(vcjax.diff({"w": old}, {"w": new}).changes[0])
         assert quick["update"] == update
 
 

@@ -14,6 +14,8 @@ from vcjax.errors import TreeError
 from vcjax.objects.commit_content import CommitContent
 from vcjax.repo import diff as comparing
 
+from .figures import figures, three_way
+
 RNG = np.random.default_rng(0)
 
 
@@ -42,13 +44,13 @@ VERDICTS = {
 def of_sides(repo, ours, theirs, base):
     """The same three-way diff, of trees and of commits."""
     yield vcjax.diff(ours, theirs, base=base)
-    manifests = [repo.manifest(repo.commit(tree)) for tree in (ours, theirs, base)]
-    yield comparing.compare(*manifests[:2], repo.objects, base=manifests[2])
+    one, two, start = (repo.manifest(repo.commit(tree)) for tree in (ours, theirs, base))
+    yield comparing.compare(one, two, repo.objects, base=start)
 
 
 def test_who_changed_what(repo):
     for diff in of_sides(repo, OURS, THEIRS, BASE):
-        three = diff.three_way
+        three = three_way(diff)
         assert {leaf.path: leaf.verdict for leaf in three.leaves} == VERDICTS
         assert three.counts == {"unchanged": 1, "ours": 2, "theirs": 3, "same": 1, "both": 1}
         fates = {leaf.path: (leaf.ours, leaf.theirs) for leaf in three.leaves}
@@ -62,7 +64,7 @@ def test_who_changed_what(repo):
         assert json.loads(json.dumps(document)) == document
         assert len(document["leaves"]) == 7
     assert vcjax.diff(OURS, THEIRS).three_way is None
-    plain = vcjax.diff(OURS, THEIRS, base=BASE, stats=False).three_way
+    plain = three_way(vcjax.diff(OURS, THEIRS, base=BASE, stats=False))
     assert {leaf.path: leaf.verdict for leaf in plain.leaves} == VERDICTS
     assert plain.stats is None
 
@@ -86,10 +88,10 @@ def test_sides_that_did_the_same_and_the_opposite():
     step = normal(30, 40)
     base = {"w": np.zeros((30, 40), np.float32)}
     for factor, cosine, agreement in ((2, 1, 1), (-1, -1, 0)):
-        three = vcjax.diff({"w": step}, {"w": factor * step}, base=base).three_way
-        assert three.stats["cosine"] == pytest.approx(cosine, abs=1e-7)
-        assert three.stats["sign_agreement"] == agreement
-        assert three.stats["overlap"] == 1
+        stats = figures(three_way(vcjax.diff({"w": step}, {"w": factor * step}, base=base)))
+        assert stats["cosine"] == pytest.approx(cosine, abs=1e-7)
+        assert stats["sign_agreement"] == agreement
+        assert stats["overlap"] == 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,7 +110,7 @@ def test_agreement_is_that_of_numpy(dtype, scale, seed):
         keep = rng.random(model.shape) < 0.5
         model[keep] = base[keep]
     trees = [{"w": x} for x in (*models, base)]
-    stats = vcjax.diff(trees[0], trees[1], base=trees[2]).three_way.stats
+    stats = figures(three_way(vcjax.diff(trees[0], trees[1], base=trees[2])))
     agree(stats, models, base)
 
 

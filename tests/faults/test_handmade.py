@@ -19,26 +19,32 @@ def digest(data):
     return blake3.blake3(data).hexdigest()
 
 
+def packed(value) -> bytes:
+    data = msgpack.packb(value)
+    assert data is not None
+    return data
+
+
 def plant(repo, manifest):
     """Stores handmade manifest bytes under their right digest, and a commit with them."""
     name = digest(manifest)
     repo.store.write(manifest_key(name), manifest)
     fields = msgpack.unpackb(repo.store.read(commit_key(repo.resolve("HEAD").digest)))
     fields["manifest"] = bytes.fromhex(name)
-    data = msgpack.packb(dict(sorted(fields.items())))
+    data = packed(dict(sorted(fields.items())))
     repo.store.write(commit_key(digest(data)), data)
     return digest(data)
 
 
 def packed_node(depth):
     """A manifest `depth` levels deep, made without recursion."""
-    head = msgpack.packb({"children": [None], "digest": bytes(32), "kind": "list"})
+    head = packed({"children": [None], "digest": bytes(32), "kind": "list"})
     before, after = head.split(b"\xc0", 1)
-    leaf = msgpack.packb(
+    leaf = packed(
         {"digest": bytes(32), "dtype": "int", "home": "python", "inline": "1", "shape": []}
     )
-    prefix = b"\x82" + msgpack.packb("format") + msgpack.packb("vcjax.manifest.1")
-    return prefix + msgpack.packb("root") + before * depth + leaf + after * depth
+    prefix = b"\x82" + packed("format") + packed("vcjax.manifest.1")
+    return prefix + packed("root") + before * depth + leaf + after * depth
 
 
 def entry(**changes):
@@ -54,7 +60,7 @@ def entry(**changes):
 
 
 def manifest_of(root):
-    return msgpack.packb({"format": "vcjax.manifest.1", "root": root})
+    return packed({"format": "vcjax.manifest.1", "root": root})
 
 
 HUGE = [2**30, 2**30]
@@ -93,19 +99,19 @@ BAD_MANIFESTS = {
         {"children": [entry(), entry()], "digest": b"", "keys": ["a", "a"], "kind": "dict"}
     ),
     "deep key": b"\x82"
-    + msgpack.packb("format")
-    + msgpack.packb("vcjax.manifest.1")
-    + msgpack.packb("root")
+    + packed("format")
+    + packed("vcjax.manifest.1")
+    + packed("root")
     + b"\x84"
-    + b"".join(map(msgpack.packb, ("children", [entry()], "digest", b"", "kind", "dict", "keys")))
+    + b"".join(map(packed, ("children", [entry()], "digest", b"", "kind", "dict", "keys")))
     + b"\x91"
-    + (b"\x81" + msgpack.packb("tuple") + b"\x91") * 480
+    + (b"\x81" + packed("tuple") + b"\x91") * 480
     + b"\x01",
-    "no map": msgpack.packb([1, 2]),
-    "no root": msgpack.packb({"format": "vcjax.manifest.1"}),
+    "no map": packed([1, 2]),
+    "no root": packed({"format": "vcjax.manifest.1"}),
     "root of text": manifest_of("root"),
-    "a later version": msgpack.packb({"format": "vcjax.manifest.2", "root": entry()}),
-    "a commit": msgpack.packb({"format": "vcjax.commit.1", "root": entry()}),
+    "a later version": packed({"format": "vcjax.manifest.2", "root": entry()}),
+    "a commit": packed({"format": "vcjax.commit.1", "root": entry()}),
     "no MessagePack": b"\xc1" * 40,
     "trailing bytes": manifest_of(entry()) + b"\x00",
     "a bomb of lists": b"\xdd\xff\xff\xff\xff" * 20,
@@ -145,7 +151,7 @@ def test_handmade_manifests_are_refused(repo, name):
 def test_handmade_commits_are_refused(repo, change):
     repo.commit({"w": 1}, "good")
     fields = msgpack.unpackb(repo.store.read(commit_key(repo.resolve("HEAD").digest)))
-    data = msgpack.packb({**fields, **change})
+    data = packed({**fields, **change})
     repo.store.write(commit_key(digest(data)), data)
     with pytest.raises((CorruptionError, UnknownFormatError)):
         repo.restore(digest(data))

@@ -11,8 +11,6 @@ from vcjax.history import Manifest
 from vcjax.history.manifest import manifest_key
 from vcjax.tree import Node
 
-from ..subprocesses import run
-
 RACING = """
     import sys
     import numpy as np
@@ -39,23 +37,19 @@ RACING = """
 """
 
 
-def race(repo, mode):
+def race(processes, repo, mode):
     """Four processes commit twenty times each; the digests acknowledged to each."""
-    children = [run(RACING, repo.url, me, mode) for me in range(4)]
+    children = [processes.python(RACING, repo.url, me, mode) for me in range(4)]
     for child in children:
-        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        assert child.read_line() == "ready"
     for child in children:
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    results = [child.communicate(timeout=120) for child in children]
-    for (_, err), child in zip(results, children, strict=True):
-        assert child.returncode == 0, err
-    return [out.split() for out, _ in results]
+        child.write_line("go")
+    return [child.finish()[0].split() for child in children]
 
 
-def test_four_processes_change_their_own_leaves(repo):
+def test_four_processes_change_their_own_leaves(repo, processes):
     repo.commit({str(me): np.zeros(300, np.float32) for me in range(4)}, "base")
-    acknowledged = race(repo, "own")
+    acknowledged = race(processes, repo, "own")
     assert [len(mine) for mine in acknowledged] == [20] * 4
     fresh = vcjax.Repository.open(repo.url)
     log = list(fresh.log())
@@ -70,9 +64,9 @@ def test_four_processes_change_their_own_leaves(repo):
     assert fresh.fsck().ok
 
 
-def test_four_processes_change_one_leaf(repo):
+def test_four_processes_change_one_leaf(repo, processes):
     repo.commit({"shared": np.full(300, -1, np.float32)}, "base")
-    acknowledged = race(repo, "same")
+    acknowledged = race(processes, repo, "same")
     fresh = vcjax.Repository.open(repo.url)
     log = [commit.digest for commit in fresh.log()]
     assert len(log) == 81
@@ -117,7 +111,7 @@ def test_what_others_commit_during_a_restore_is_not_undone(repo, monkeypatch):
     assert repo.restore() == {"a": 2, "b": 3}
 
 
-def test_lost_response_is_told_from_a_lost_race(repo, monkeypatch):
+def test_lost_response_is_told_from_a_lost_race(processes, repo, monkeypatch):
     """S3 may carry out a write and lose the answer: our nonce in the ref tells."""
     real = type(repo.store).compare_and_set
     lost = []

@@ -11,8 +11,6 @@ import vcjax
 from vcjax.errors import StorageError
 from vcjax.repo import commit as committing
 
-from ..subprocesses import run
-
 TRAINING = """
     import signal, sys
     import numpy as np
@@ -31,7 +29,7 @@ TRAINING = """
 
 
 def saved(folder):
-    """The latest step, after a check that all is well."""
+    """The latest step, of which there is one, after a check that all is well."""
     repo = vcjax.Repository.open(folder)
     assert repo.fsck().ok
     manager = vcjax.CheckpointManager(folder)
@@ -41,26 +39,26 @@ def saved(folder):
         assert tree["step"] == step
         assert (np.asarray(tree["w"]) == step).all()
     manager.close()
-    return manager.latest_step()
+    latest = manager.latest_step()
+    assert latest is not None
+    return latest
 
 
 @pytest.mark.parametrize("mode", ["default", "handled"])
-def test_sigterm_during_a_save_in_the_background(tmp_path, mode):
+def test_sigterm_during_a_save_in_the_background(tmp_path, processes, mode):
     """At once, all but the step under way is there; a handler that exits waits for that too."""
     begun = -1
     for _ in range(2 if mode == "default" else 1):
-        process = run(TRAINING, tmp_path, mode)
-        assert process.stdout.readline() == f"from {begun + 1}\n", process.communicate()[1]
+        process = processes.python(TRAINING, tmp_path, mode)
+        assert process.read_line() == f"from {begun + 1}"
         for _ in range(4):
-            begun = int(process.stdout.readline().split()[1])
+            begun = int(process.read_line().split()[1])
         process.send_signal(signal.SIGTERM)
-        rest, err = process.communicate(timeout=60)
+        rest, _ = process.finish(0 if mode == "handled" else -signal.SIGTERM)
         begun = max([begun, *(int(line.split()[1]) for line in rest.splitlines())])
         if mode == "handled":
-            assert process.returncode == 0, err
             assert saved(tmp_path) in (begun, begun + 1)  # a last one may not have been printed
         else:
-            assert process.returncode == -signal.SIGTERM
             assert saved(tmp_path) in (begun - 1, begun, begun + 1)
         begun = saved(tmp_path)
 
@@ -91,11 +89,9 @@ FULL = """
 """
 
 
-def test_a_disk_that_fills_up_in_the_background(tmp_path):
+def test_a_disk_that_fills_up_in_the_background(tmp_path, processes):
     """The step is not listed, the error names it, and training goes on when there is room."""
-    process = run(FULL, tmp_path)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    out, _ = processes.python(FULL, tmp_path).finish()
     assert out.splitlines() == ["refused True True", "2 2"]
     assert saved(tmp_path) == 4
     assert not [path for path in tmp_path.rglob("*.__lock") if path.stat().st_size]
@@ -143,19 +139,16 @@ SECOND = """
 """
 
 
-def test_a_run_that_was_started_twice(tmp_path):
+def test_a_run_that_was_started_twice(tmp_path, processes):
     """Both save the same steps to one folder: each step is somebody's, whole, and in the log."""
     vcjax.CheckpointManager(tmp_path).close()
-    runs = [run(SECOND, tmp_path, me) for me in range(2)]
+    runs = [processes.python(SECOND, tmp_path, me) for me in range(2)]
     for process in runs:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
+        assert process.read_line() == "ready"
     for process in runs:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=120) for process in runs]
-    for process, (_, err) in zip(runs, outputs, strict=True):
-        assert process.returncode == 0, err
-    acknowledged = [[int(line) for line in out.splitlines()[:-1]] for out, _ in outputs]
+        process.write_line("go")
+    outputs = [process.finish()[0] for process in runs]
+    acknowledged = [[int(line) for line in out.splitlines()[:-1]] for out in outputs]
     assert saved(tmp_path) == 29
     repo = vcjax.Repository.open(tmp_path)
     # Nothing that was acknowledged is lost: every save of either run is a commit on the branch.
@@ -178,9 +171,11 @@ def test_whole_states_of_two_writers_are_not_mixed(repo, background):
     one.restore()
     other.restore()
     theirs = other.commit({"w": 1, "seed": 2}, "theirs", rebase=False)
-    commit = one.commit_async if background else one.commit
-    mine = commit({"w": 1, "seed": 1}, "mine", rebase=False)
-    mine = mine.result() if background else mine
+    tree = {"w": 1, "seed": 1}
+    if background:
+        mine = one.commit_async(tree, "mine", rebase=False).result()
+    else:
+        mine = one.commit(tree, "mine", rebase=False)
     assert mine.parents == (theirs.digest,)
     assert repo.restore("main") == {"w": 1, "seed": 1}
     assert repo.restore("main~1") == {"w": 1, "seed": 2}

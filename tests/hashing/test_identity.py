@@ -202,12 +202,12 @@ def test_content_and_dtype_are_identity_home_is_not(repo):
     def digest(value):
         return repo.commit({"w": value}, "").tree
 
-    one = digest(np.float32([1, 2]))
+    one = digest(np.array([1, 2], np.float32))
     assert digest(jnp.float32([1, 2])) == one
-    assert digest(np.float32([1, 3])) != one
-    assert digest(np.float32([[1, 2]])) != one
-    assert digest(np.float32([1, 2]).view(np.int32)) != one
-    assert digest(np.float32([0.0])) != digest(np.float32([-0.0]))
+    assert digest(np.array([1, 3], np.float32)) != one
+    assert digest(np.array([[1, 2]], np.float32)) != one
+    assert digest(np.array([1, 2], np.float32).view(np.int32)) != one
+    assert digest(np.array([0.0], np.float32)) != digest(np.array([-0.0], np.float32))
     assert digest(1) != digest(1.0) != digest(True)
     assert digest([1, 2]) != digest((1, 2))
 

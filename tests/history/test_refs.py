@@ -11,8 +11,6 @@ from vcjax import Repository
 from vcjax.errors import ConflictError, CorruptionError, RefError, RevisionError
 from vcjax.history import Head
 
-from ..subprocesses import run
-
 WRITER = """
 import sys
 import numpy as np
@@ -40,11 +38,10 @@ def detached(repo):
     return repo
 
 
-def test_processes_on_a_detached_head_lose_nothing(detached):
+def test_processes_on_a_detached_head_lose_nothing(detached, processes):
     start = detached.resolve("HEAD")
-    writers = [run(WRITER, detached.url.removeprefix("file://"), name) for name in "ab"]
-    made = [line for writer in writers for line in writer.communicate(timeout=120)[0].split()]
-    assert [writer.returncode for writer in writers] == [0, 0]
+    writers = [processes.python(WRITER, detached.url, name) for name in "ab"]
+    made = [line for writer in writers for line in writer.finish()[0].split()]
     assert len(made) == 16
     fresh = Repository.open(detached.url)
     assert {commit.digest for commit in fresh.log()} == {*made, start.digest}

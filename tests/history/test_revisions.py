@@ -1,5 +1,6 @@
 """How commits are named: revisions, and branches and tags, their names and what moves them."""
 
+import itertools
 from datetime import UTC, datetime
 
 import pytest
@@ -109,17 +110,19 @@ def test_bad_revisions(story, revision, text):
 
 
 def test_ambiguous_prefix(repo):
-    seen = {}
-    for i in range(3000):
-        data = Commit("00" * 32, "00" * 32, (), "a", datetime.now(UTC), str(i)).encode()
-        if data[0][:4] in seen:
-            break
+    seen, numbers = {}, itertools.count()
+
+    def encoded():
+        message = str(next(numbers))
+        return Commit("00" * 32, "00" * 32, (), "a", datetime.now(UTC), message).encode()
+
+    while (data := encoded())[0][:4] not in seen:
         seen[data[0][:4]] = data
     for name, content in (data, seen[data[0][:4]]):
         repo.store.write(f"commits/{name[:2]}/{name}.msgpack", content)
     with pytest.raises(RevisionError, match="beginning of 2 commits") as caught:
         repo.resolve(data[0][:4])
-    assert "more digits" in caught.value.hint
+    assert "more digits" in str(caught.value.hint)
     assert repo.resolve(data[0]).digest == data[0]
 
 

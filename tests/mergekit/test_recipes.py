@@ -106,7 +106,9 @@ def test_slerp_with_filters(tmp_path, models):
     for name in found:
         t = 0.2 if "mlp" in name else 0.5
         if "self_attn" in name:
-            t = layer_of(name) / (LAYERS - 1)
+            layer = layer_of(name)
+            assert layer is not None
+            t = layer / (LAYERS - 1)
         x, y = (models[m][name].astype("d") for m in "ab")
         cosine = np.sum(x * y) / np.linalg.norm(x) / np.linalg.norm(y)
         angle = np.arccos(cosine)

@@ -218,7 +218,7 @@ def test_the_loss_barrier_of_models_trained_apart_falls() -> None:
     model, rule = Wide(), optax.adam(1e-3)
 
     def loss(params: Any, where: Any) -> jax.Array:
-        scores = model.apply({"params": params}, images[where])
+        scores = jnp.asarray(model.apply({"params": params}, images[where]))
         wanted = jnp.asarray(labels)[where]
         return optax.softmax_cross_entropy_with_integer_labels(scores, wanted).mean()
 

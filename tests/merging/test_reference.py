@@ -1,5 +1,6 @@
 """Each method against its formula, written anew in NumPy float64 (sorting where we do not)."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,6 +40,10 @@ def agree(ours: Array, theirs: Array) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=3e-5, atol=3e-6)
 
 
+def total(arrays: Iterable[Array]) -> Array:
+    return np.sum(list(arrays), axis=0)
+
+
 def top(x: Array, k: int) -> Array:
     """Mask of the k largest magnitudes, lowest flat index first among equals."""
     order = np.argsort(-np.abs(x).ravel(), kind="stable")
@@ -52,14 +57,14 @@ def elect(deltas: list[Array], weights: list[float], normalize: bool) -> Array:
     weighted = [w * d for w, d in zip(weights, deltas, strict=True)]
     sign = np.where(sum(weighted) >= 0, 1.0, -1.0)
     mask = [np.sign(v) == sign for v in weighted]
-    mixed = sum(v * m for v, m in zip(weighted, mask, strict=True))
-    divisor = sum(w * m for w, m in zip(weights, mask, strict=True))
+    mixed = total(v * m for v, m in zip(weighted, mask, strict=True))
+    divisor = total(w * m for w, m in zip(weights, mask, strict=True))
     return mixed / np.where(divisor == 0, 1, divisor) if normalize else mixed
 
 
 def test_linear(xs: list[Array]) -> None:
     weights = [1.0, 2.0, -0.5, 3.0]
-    expected = sum(w * x for w, x in zip(weights, xs, strict=True))
+    expected = total(w * x for w, x in zip(weights, xs, strict=True))
     agree(run(merging.linear(normalize=False), xs, weights=weights), expected)
     agree(run(merging.linear(), xs, weights=weights), expected / sum(weights))
     agree(run(merging.average(), xs), np.mean(xs, axis=0))
@@ -162,10 +167,10 @@ def test_breadcrumbs(
     for x in xs:
         d = (x - base).astype(np.float32)
         deltas.append((x - base) * (top(d, drop + k) & ~top(d, drop)))
-    given = [jnp.float32(x) if traced else x for x in (density, gamma)]
-    linear = merging.breadcrumbs(*given, 0.5, rounding="floor")
+    kept, largest = (jnp.float32(x) if traced else x for x in (density, gamma))
+    linear = merging.breadcrumbs(kept, largest, 0.5, rounding="floor")
     agree(run(linear, xs, base), base + 0.5 * sum(deltas))
-    signed = merging.breadcrumbs_ties(*given, 0.5, rounding="floor")
+    signed = merging.breadcrumbs_ties(kept, largest, 0.5, rounding="floor")
     agree(run(signed, xs, base), base + 0.5 * elect(deltas, [1.0] * 4, False))
 
 
@@ -231,13 +236,13 @@ def exp_map(m: Array, v: Array) -> Array:
 def test_karcher_and_log_map(xs: list[Array]) -> None:
     norms = [np.linalg.norm(x) for x in xs]
     units = [x / n for x, n in zip(xs, norms, strict=True)]
-    mean = sum(units) / np.linalg.norm(sum(units))
-    once = exp_map(mean, sum(log_map(mean, u) for u in units) / 4)
+    mean = total(units) / np.linalg.norm(total(units))
+    once = exp_map(mean, total(log_map(mean, u) for u in units) / 4)
     agree(run(merging.multislerp(log_map=True), xs), once * np.mean(norms))
     for _ in range(100):
-        mean = exp_map(mean, sum(log_map(mean, u) for u in units) / 4)
+        mean = exp_map(mean, total(log_map(mean, u) for u in units) / 4)
     agree(run(merging.karcher(iterations=60, tol=1e-7), xs), mean * np.mean(norms))
-    residual = sum(log_map(mean, u) for u in units)
+    residual = total(log_map(mean, u) for u in units)
     assert np.linalg.norm(residual) < 1e-12  # it is the Karcher mean
 
 

@@ -63,7 +63,8 @@ def test_fisher(xs: list[Array]) -> None:
     numbers = [{"w": jnp.asarray(f, jnp.float32)} for f in fishers]
     agree(run(merging.fisher(), xs, statistics=numbers, weights=weights), expected)
     floored = [np.maximum(f, 1e-6) for f in fishers]
-    expected = sum(f * x for f, x in zip(floored, xs, strict=True)) / sum(floored)
+    informed = np.sum([f * x for f, x in zip(floored, xs, strict=True)], axis=0)
+    expected = informed / np.sum(floored, axis=0)
     agree(run(merging.fisher(floor=1e-6), xs, statistics=numbers), expected)
 
 
@@ -162,7 +163,7 @@ def test_tsv(xs: list[Array], base: Array, taus: list[Array]) -> None:
 
 
 def test_iso_c(xs: list[Array], base: Array, taus: list[Array]) -> None:
-    summed = sum(taus)
+    summed = np.sum(taus, axis=0)
     mean = np.linalg.svd(summed, compute_uv=False).mean()
     agree(run(merging.iso_c(0.7), xs, base), base + 0.7 * mean * orthogonal(summed), 1e-4)
 
@@ -213,7 +214,7 @@ def test_wudi_minimises_the_interference(xs: list[Array], base: Array, taus: lis
 
 def test_consensus(xs: list[Array], base: Array, taus: list[Array]) -> None:
     whole = sum(taus)
-    used = sum((np.abs(t) > 0.4 * np.abs(whole - t)).astype(int) for t in taus)
+    used = np.sum([np.abs(t) > 0.4 * np.abs(whole - t) for t in taus], axis=0)
     agree(run(merging.consensus(0.7), xs, base), base + 0.7 * whole * (used >= 2))
     assert 0 < (used >= 2).mean() < 1
 

@@ -15,6 +15,8 @@ from vcjax import merging
 from vcjax.merging.kernels import random_bits as counter
 from vcjax.merging.kernels import top_k as selection
 
+from ..compiled import scratch_bytes
+
 SORTS = {"sort", "top_k", "approx_top_k", "argsort"}
 SELECTING = {
     "ties": {},
@@ -88,7 +90,7 @@ def test_selection_takes_a_bounded_share_of_the_leaf() -> None:
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     compiled = jax.jit(lambda x: selection.top_mask(x, x.size // 5)).lower(x).compile()
     leaf = 4 * shape[0] * shape[1]
-    assert compiled.memory_analysis().temp_size_in_bytes < 3 * leaf
+    assert scratch_bytes(compiled) < 3 * leaf
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

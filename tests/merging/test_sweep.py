@@ -9,6 +9,8 @@ import pytest
 
 from vcjax import errors, merging
 
+from ..compiled import scratch_bytes
+
 
 def tree(seed: int) -> dict[str, Any]:
     random = np.random.default_rng(seed)
@@ -112,7 +114,7 @@ def test_memory_does_not_grow_with_the_grid(monkeypatch: pytest.MonkeyPatch) -> 
     def measured(function: Any, **options: Any) -> Any:
         def call(points: Any, arrays: Any) -> Any:
             compiled = jit(function, **options).lower(points, arrays).compile()
-            needed.append(compiled.memory_analysis().temp_size_in_bytes)
+            needed.append(scratch_bytes(compiled))
             return compiled(points, arrays)
 
         return call
@@ -120,7 +122,7 @@ def test_memory_does_not_grow_with_the_grid(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("vcjax.merging.tuning.sweep.jax.jit", measured)
     model = {"w": np.ones((1024, 1024), "f")}
     for number, batch in ((4, 1), (64, 1), (4, 4)):
-        grid = {"scale": np.linspace(0, 1, number)}
+        grid = {"scale": np.linspace(0, 1, number).tolist()}
         total = lambda tree: (tree["w"] * tree["w"][::-1]).sum()  # noqa: E731
         merging.sweep(merging.task_arithmetic, grid, total, [model], model, batch=batch)
     assert needed[1] <= needed[0] + 4096

@@ -14,6 +14,8 @@ import pytest
 
 from vcjax.errors import CorruptionError, StorageError
 
+from ..subprocesses import PATIENCE
+
 Pair = collections.namedtuple("Pair", ["left", "right"])
 
 
@@ -128,17 +130,17 @@ def test_every_waiting_thread_is_told_of_a_failure(ours, tmp_path, monkeypatch):
             made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
             waiters = [executor.submit(made.wait_until_finished) for _ in range(4)]
             for waiter in waiters:
-                assert isinstance(waiter.exception(10), StorageError)
+                assert isinstance(waiter.exception(PATIENCE), StorageError)
         with pytest.raises(StorageError):
             made.wait_until_finished()
-        assert executor.submit(made.wait_until_finished).exception(10) is None
+        assert executor.submit(made.wait_until_finished).exception(PATIENCE) is None
         # A save that is not made because of it is told by whatever thread.
         with monkeypatch.context() as patch:
             patch.setattr(made.repo.objects, "write", failing)
             made.save(0, args=ours.args.StandardSave({"w": np.zeros(9_000)}))
-            failed = executor.submit(made.save, 1, {"w": 1}).exception(10)
+            failed = executor.submit(made.save, 1, {"w": 1}).exception(PATIENCE)
             assert "step 1 was not saved" in str(failed)
-        assert executor.submit(made.save, 1, {"w": 1}).result(10)
+        assert executor.submit(made.save, 1, {"w": 1}).result(PATIENCE)
     made.close()
     assert made.all_steps() == [1]
 
@@ -163,7 +165,7 @@ def test_a_save_that_takes_too_long_is_an_error(ours, tmp_path, monkeypatch):
     write = made.repo.objects.write
 
     def slow(leaves, known):
-        assert go.wait(30)
+        assert go.wait(PATIENCE)
         return write(leaves, known)
 
     monkeypatch.setattr(made.repo.objects, "write", slow)

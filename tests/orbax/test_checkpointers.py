@@ -1,7 +1,7 @@
 """Checkpointers: what is saved to a path, by Orbax and by ours alike."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,8 @@ import pytest
 import vcjax
 import vcjax.history
 from vcjax.errors import RepositoryExistsError, StorageError, StructureError
+
+from ..subprocesses import PATIENCE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
 
@@ -130,11 +132,11 @@ def test_a_misfit_names_both_shapes(ours, tmp_path):
             checkpointer.restore(tmp_path / "state", {**TREE, "w": np.zeros((3, 2))})
 
 
-def test_any_thread_may_wait(ours, tmp_path, monkeypatch):
+def test_any_thread_may_wait(ours, tmp_path, monkeypatch, waiting):
     go, write = threading.Event(), vcjax.history.History.write
 
     def slowly(*arguments):
-        assert go.wait(30)
+        assert go.wait(PATIENCE)
         return write(*arguments)
 
     def failing(*_):
@@ -144,14 +146,16 @@ def test_any_thread_may_wait(ours, tmp_path, monkeypatch):
     with ours.StandardCheckpointer() as checkpointer, ThreadPoolExecutor(4) as executor:
         checkpointer.save(tmp_path / "x", {"w": np.zeros(3)})
         waiters = [executor.submit(checkpointer.wait_until_finished) for _ in range(4)]
-        assert not wait(waiters, timeout=0.2).done
+        for _ in waiters:
+            assert waiting.acquire(timeout=PATIENCE)
+        assert not any(waiter.done() for waiter in waiters)
         go.set()
-        assert [waiter.result(30) for waiter in waiters] == [None] * 4
+        assert [waiter.result(PATIENCE) for waiter in waiters] == [None] * 4
         checkpointer.wait_until_finished()
         monkeypatch.setattr(vcjax.history.History, "write", failing)
         checkpointer.save(tmp_path / "y", {"w": np.zeros(3)})
         waiters = [executor.submit(checkpointer.wait_until_finished) for _ in range(4)]
-        assert {type(waiter.exception(30)) for waiter in waiters} == {StorageError}
+        assert {type(waiter.exception(PATIENCE)) for waiter in waiters} == {StorageError}
         with pytest.raises(StorageError):
             checkpointer.wait_until_finished()
         checkpointer.wait_until_finished()

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ..subprocesses import PATIENCE
+
 TREE = {"params": {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": jnp.ones(3)}, "n": 7}
 
 
@@ -179,7 +181,7 @@ def test_any_thread_may_wait(ocp, manager, save, tmp_path):
             waiters = [executor.submit(made.wait_until_finished) for _ in range(8)]
             made.wait_until_finished()
             for waiter in waiters:
-                waiter.result(10)
+                waiter.result(PATIENCE)
             assert list(made.all_steps()) == list(range(step + 1))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ class TextRestore(orbax.checkpoint.args.CheckpointArgs):
 class SlowHandler(orbax.checkpoint.AsyncCheckpointHandler):
     """Asynchronous: what it writes is there when its futures are."""
 
-    async def async_save(self, directory, args):
+    async def async_save(self, directory, args) -> Any:
         from concurrent.futures import ThreadPoolExecutor
 
         def write():

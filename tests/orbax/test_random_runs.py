@@ -55,7 +55,7 @@ class Run:
         self._ocp, self._folder, self._rng = ocp, folder, random.Random(seed)
         self._given, self._step, self.told = chosen_options(self._rng), 0, []
         self._manager = self._opened()
-        for what in self._rng.choices(list(CALLS), CALLS.values(), k=16):
+        for what in self._rng.choices(list(CALLS), list(CALLS.values()), k=16):
             try:
                 result = getattr(self, f"_{what}")()
             except (ValueError, FileNotFoundError) as error:

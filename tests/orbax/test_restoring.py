@@ -341,7 +341,7 @@ def test_typed_keys_in_trees(ours, made):
     made.save(0, args=ours.args.StandardSave(tree))
     metadata = made.item_metadata(0)
     assert metadata["key"].shape == (4,)
-    assert jax.dtypes.issubdtype(metadata["rbg"].dtype, jax.dtypes.prng_key)
+    assert jnp.issubdtype(metadata["rbg"].dtype, jax.dtypes.prng_key)
     target = jax.tree.map(lambda k: jax.ShapeDtypeStruct(k.shape, k.dtype), tree)
     for args in (None, ours.args.StandardRestore(target), ours.args.PyTreeRestore(tree)):
         restored = made.restore(0, args=args)

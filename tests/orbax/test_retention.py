@@ -8,6 +8,8 @@ import pytest
 import vcjax
 from vcjax.errors import PrunedError, StorageError
 
+from ..subprocesses import PATIENCE
+
 
 def manager(ours, folder, **options):
     options.setdefault("enable_async_checkpointing", False)
@@ -79,13 +81,13 @@ def test_the_next_save_does_not_wait_for_pruning(ours, tmp_path, monkeypatch):
 
         def slow(*args):
             started.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE)
             return prune(*args)
 
         monkeypatch.setattr(made.repo, "prune", slow)
         for step in range(3):
             made.save(step, args=ours.args.StandardSave({"w": np.full(9_000, step)}))
-        assert started.wait(30)
+        assert started.wait(PATIENCE)
         assert made.all_steps() == [2]
         assert made.restore(2)["w"][0] == 2
         go.set()

@@ -1,18 +1,18 @@
 """Groups of real processes on this machine, each group one JAX program."""
 
 import json
-import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import vcjax
+from ..subprocesses import PATIENCE, Processes
 
 WORKER = Path(__file__).with_name("worker.py")
-TIMEOUT = 90.0
+HERE = ("127.0.0.1", 0)
+"""A free port of this machine."""
+
 DEVICES = 4
 """Of each group, whatever its number of processes."""
 
@@ -30,26 +30,21 @@ class Group:
     Args:
         starter: the process that forks them.
         count: how many.
-        folder: for the socket.
     """
 
-    def __init__(self, starter, count, folder):
+    def __init__(self, starter, count):
         self.count, self.shape = count, SHAPES[count]
-        place = f"{folder}/{os.urandom(4).hex()}"
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket() as free:
-            listener.bind(place)
-            listener.listen(count)
-            listener.settimeout(TIMEOUT)
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        with socket.create_server(HERE, backlog=count) as listener, socket.socket() as free:
+            listener.settimeout(PATIENCE)
+            free.bind(HERE)
+            ports = {"port": free.getsockname()[1], "channel": listener.getsockname()[1]}
             free.close()
-            group = {"count": count, "devices": DEVICES // count, "port": port, "socket": place}
-            starter.stdin.write(json.dumps(group) + "\n")
-            starter.stdin.flush()
+            group = {"count": count, "devices": DEVICES // count, **ports}
+            starter.write_line(json.dumps(group))
             accepted = [listener.accept()[0] for _ in range(count)]
         found = {}
         for channel in accepted:
-            channel.settimeout(TIMEOUT)
+            channel.settimeout(PATIENCE)
             stream = channel.makefile("rw")
             channel.close()  # the stream keeps it open
             found[json.loads(stream.readline())["index"]] = stream
@@ -96,26 +91,22 @@ class Group:
 
 @pytest.fixture(scope="session")
 def starter():
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(vcjax.__file__).parents[1]),
-        "XLA_FLAGS": "",
-    }
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER)], stdin=subprocess.PIPE, text=True, env=environment
-    )
-    yield process
-    process.stdin.close()
-    process.wait(TIMEOUT)
+    """Forks the processes of all groups; what they write goes where these tests write."""
+    with Processes() as processes:
+        command = sys.executable, WORKER
+        process = processes.start(*command, patience=None, stdout=None, stderr=None)
+        yield process
+        process.close_input()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
-def start(starter, tmp_path_factory):
+def start(starter):
     """Starts groups; they end with the module."""
     groups = []
 
     def start(count):
-        groups.append(Group(starter, count, tmp_path_factory.mktemp("group")))
+        groups.append(Group(starter, count))
         return groups[-1]
 
     yield start

@@ -1,13 +1,16 @@
 """What `worker.py` can do with checkpoint managers, one per process and directory."""
 
-import os
 import signal
-import time
+import threading
+import unittest.mock
+from typing import Any
 
 import jax
 import numpy as np
 import worker
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from worker import PATIENCE
 
 import vcjax
 import vcjax.orbax as ocp
@@ -37,7 +40,7 @@ def state(shape, step):
     return made
 
 
-def abstract(shape, dtype=np.float32):
+def abstract(shape, dtype: DTypeLike = np.float32):
     like = content(0)
     for name, sharding in places(shape).items():
         like["params"][name] = jax.ShapeDtypeStruct(SHAPES[name], dtype, sharding=sharding)
@@ -78,7 +81,9 @@ class OnMyOwn(policies.SaveDecisionPolicy):
 # What tests call -----------------------------------------------------------------
 
 
-def manage(url, best=None, own_policy=False, local=False, timeout=20.0, metadata=None, **options):
+def manage(
+    url, best=None, own_policy=False, local=False, timeout=PATIENCE, metadata=None, **options
+):
     if best:
         options |= {"best_fn": lambda metrics: metrics[best], "best_mode": "min"}
     if own_policy:
@@ -204,7 +209,7 @@ def wrong_args(url, process, step=100, force=True):
 
 def wrong_item(url, process):
     """One process has what cannot be saved; nobody finds that before all have begun."""
-    item = {1, 2} if jax.process_index() == process else [1, 2]
+    item: Any = {1, 2} if jax.process_index() == process else [1, 2]
     args = {
         "config": ocp.args.JsonSave(item),
         "data": EachItsOwnSave("here"),
@@ -225,24 +230,33 @@ def no_loss(url):
     managers[url].save(100, args=args, metrics={"other": 1}, force=True)
 
 
-def many_refused(url, shape, steps, wait):
-    """Steps that a policy refuses while one is saved, slowly."""
+held = threading.Event()
+
+
+def many_refused(url, shape, steps):
+    """Steps that a policy refuses while one is being saved, until `go_on` is called."""
     manager = managers[url]
     if jax.process_index() == 0:
+        held.clear()
         real = vcjax.history.History.write
 
-        def slowly(*arguments):
-            time.sleep(wait)
-            vcjax.history.History.write = real
+        def when_told(*arguments):
+            assert held.wait(PATIENCE)
+            patch.stop()
             return real(*arguments)
 
-        vcjax.history.History.write = slowly
+        patch = unittest.mock.patch.object(vcjax.history.History, "write", when_told)
+        patch.start()
     answers = [manager.save(0, args=ocp.args.Composite(**items(shape, 0)))]
     small = ocp.args.Composite(config=ocp.args.JsonSave({}))
     answers += [manager.save(step, args=small) for step in steps]
-    busy = manager.is_saving_in_progress()
-    manager.wait_until_finished()
-    return [answers, busy, manager.all_steps()]
+    return [answers, manager.is_saving_in_progress()]
+
+
+def go_on(url):
+    held.set()
+    managers[url].wait_until_finished()
+    return managers[url].all_steps()
 
 
 def kill_manager(url, shape, victim, step, where="write"):
@@ -250,14 +264,12 @@ def kill_manager(url, shape, victim, step, where="write"):
     manager = managers[url]
     if jax.process_index() == victim:
         worker._kill_at(where)
-    started = time.monotonic()
     try:
         manager.save(step, args=ocp.args.Composite(**items(shape, step)))
         manager.wait_until_finished()
     except vcjax.VcjaxError as error:
-        seconds = time.monotonic() - started
         found = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
-        return {**found, "seconds": seconds, "steps": manager.all_steps(), "pid": os.getpid()}
+        return {**found, "steps": manager.all_steps()}
     return "saved"
 
 
@@ -328,7 +340,7 @@ def checkpoint(url, shape, kind, step, force=False):
 
 def checkpoint_wrong_json(url, process):
     """One process has what is no JSON."""
-    item = {1, 2} if jax.process_index() == process else [1, 2]
+    item: Any = {1, 2} if jax.process_index() == process else [1, 2]
     with ocp.AsyncCheckpointer(ocp.JsonCheckpointHandler()) as made:
         made.save(url, args=ocp.args.JsonSave(item), force=True)
         made.wait_until_finished()

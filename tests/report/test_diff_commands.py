@@ -112,7 +112,7 @@ def test_similarity(cli, project, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     figure = report.similarity_figure(found.names, found.cosine, "cosine")
     image = figure.axes[0].get_images()[0]
-    assert np.allclose(image.get_array(), found.cosine)
+    assert np.allclose(np.asarray(image.get_array()), found.cosine)
     assert image.get_clim() == (-1, 1)
 
 

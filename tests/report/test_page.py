@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ import vcjax
 from vcjax import report
 from vcjax.diffing import LeafChange
 from vcjax.tree import LeafSpec
+
+from ..subprocesses import PATIENCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -53,7 +54,7 @@ def shown(browser, tmp_path):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda asked: asked.url == path.as_uri() or wrong.append(asked.url))
@@ -238,12 +239,13 @@ def test_without_scripts_the_leaves_are_listed(shown, diff):
 def large(leaves=2000):
     """A diff of as many leaves, without the arrays."""
     spec = LeafSpec("float32", (64, 64))
-    figures = vcjax.diff({"w": np.ones((8, 8))}, {"w": np.full((8, 8), 2.0)}).changes[0].stats
+    [change] = vcjax.diff({"w": np.ones((8, 8))}, {"w": np.full((8, 8), 2.0)}).changes
+    assert change.stats is not None
     changes = []
     for i in range(leaves):
         layer, kind = divmod(i, 20)
         size = math.exp(math.sin(i))
-        stats = {**figures, "relative_l2": size, "l2": size}
+        stats = {**change.stats, "relative_l2": size, "l2": size}
         path = f"params/layers_{layer}/block_{kind // 4}/{'abcd'[kind % 4]}"
         changes.append(LeafChange(path, "changed", spec, spec, stats))
     return vcjax.TreeDiff(tuple(changes))
@@ -254,7 +256,6 @@ def test_it_is_usable_with_2000_leaves(shown):
     page = shown(large())
     assert page.locator("#shown").inner_text() == "2,000 of 2,000 leaves"
     assert page.locator("#heat-map tbody tr").count() == 100
-    start = time.monotonic()
     page.locator("#expand").click()
     page.get_by_role("button", name="l2", exact=True).click()
     page.get_by_role("searchbox").fill("layers_99")
@@ -262,8 +263,6 @@ def test_it_is_usable_with_2000_leaves(shown):
     page.get_by_role("searchbox").fill("")
     page.get_by_role("radio", name="list").check()
     assert 100 < len(paths(page)) < 1000  # as many as are looked at, and some more
-    # Half a second on a quiet machine; a page that draws all 2,000 rows each time takes 15 s.
-    assert time.monotonic() - start < 10
     drawn = len(paths(page))
     page.locator(".scroll.table").scroll_into_view_if_needed()
     page.locator(".scroll.table").evaluate("part => part.scrollTop = part.scrollHeight")
@@ -289,7 +288,8 @@ def test_the_page_asks_for_nothing(diff, tmp_path):
 
 def test_the_data_in_the_page_are_those_of_the_diff(diff, tmp_path):
     page = page_of(diff, tmp_path)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+    [text] = re.findall(r'id="data">(.*?)</script>', page, re.S)
+    data = json.loads(text)
     assert [leaf["path"] for leaf in data["leaves"]] == [c.path for c in diff.changes]
     by_path = {leaf["path"]: leaf for leaf in data["leaves"]}
     for change in diff.changes:
@@ -315,7 +315,7 @@ def test_an_unknown_report():
 
     with pytest.raises(vcjax.VcjaxError) as caught:
         render("hologram", vcjax.diff({}, {}))
-    assert "html, markdown, notebook" in caught.value.hint
+    assert "html, markdown, notebook" in str(caught.value.hint)
 
 
 def test_the_notebook(diff):

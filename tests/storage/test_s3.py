@@ -9,6 +9,8 @@ import tensorstore as ts
 import vcjax
 from vcjax.storage import open_store
 
+from ..subprocesses import PATIENCE
+
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 
 BUCKET = "models"
@@ -52,7 +54,8 @@ def test_commits_and_restores(url):
         assert restored["n"] == value
         assert (restored["big"] == value).all()
         assert (restored["small"] == value).all()
-    fresh.tag("v1"), fresh.branch("side", at="HEAD~1")
+    fresh.tag("v1")
+    fresh.branch("side", at="HEAD~1")
     assert fresh.fsck().ok
     fresh.undo()
     assert fresh.resolve("HEAD").digest == first.digest
@@ -96,7 +99,9 @@ def test_a_ref_moves_once_for_one_expectation(url):
     expected = one.refs.get("refs/heads/main")
     assert one.refs.set("refs/heads/main", commit.digest, "one", expected) is not None
     assert other.refs.set("refs/heads/main", commit.digest, "other", expected) is None
-    assert repo.refs.get("refs/heads/main").reason == "one"
+    ref = repo.refs.get("refs/heads/main")
+    assert ref is not None
+    assert ref.reason == "one"
 
 
 def test_two_committers_race(url):
@@ -109,7 +114,7 @@ def test_two_committers_race(url):
     def work(me):
         repo = vcjax.Repository.open(url)
         mine = repo.restore()
-        barrier.wait(timeout=30)
+        barrier.wait(timeout=PATIENCE)
         for i in range(5):
             mine[str(me)] = i
             done[me].append(repo.commit(mine, f"{me} {i}").digest)
@@ -118,7 +123,7 @@ def test_two_committers_race(url):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=PATIENCE)
     fresh = vcjax.Repository.open(url)
     log = [commit.digest for commit in fresh.log()]
     assert [len(mine) for mine in done] == [5, 5]

@@ -13,7 +13,6 @@ from vcjax.streaming import slice_run as slice_runs
 from vcjax.streaming.executor import execute
 from vcjax.streaming.merge import Merge
 
-from .. import subprocesses
 from .executed import merged
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -97,7 +96,7 @@ def test_leaves_that_are_done_change_no_bit_of_the_others(method):
     assert not list(execute(plan, done=set(shapes)))
 
 
-def test_many_models_may_be_spread_over_devices():
+def test_many_models_may_be_spread_over_devices(processes):
     # In a process of its own: programs of several devices that wait for each other do so for ever.
     code = """
         import sys
@@ -107,19 +106,14 @@ def test_many_models_may_be_spread_over_devices():
         sys.path.append(sys.argv[1])
         from executed import merged
         jax.config.update("jax_num_cpu_devices", 4)
+        jax.config.update("jax_disable_most_optimizations", True)
         jobs.SLICES = (1 << 12,)
         trees = [{"w": np.random.default_rng(i).normal(size=(6, 5000))} for i in range(8)]
-        steps = merging.trim(0.7), merging.trim(0.4), merging.weighted_sum()
+        method = merging.chain(merging.trim(0.7), merging.trim(0.4), merging.weighted_sum())
+        one = merged(method, trees)["w"]
         for _ in range(3):
-            one = merged(merging.chain(*steps), trees)["w"]
-            several = merged(merging.chain(*steps), trees, devices=jax.devices())["w"]
+            several = merged(method, trees, devices=jax.devices())["w"]
             np.testing.assert_allclose(several, one, rtol=1e-12, atol=1e-12)
         print(len(jax.devices()), "devices")
     """
-    process = subprocesses.run(code, Path(__file__).parent)
-    try:
-        output, errors = process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    assert output == "4 devices\n"
+    assert processes.python(code, Path(__file__).parent).finish()[0] == "4 devices\n"

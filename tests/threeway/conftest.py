@@ -13,3 +13,8 @@ def fork(repo):
     repo.commit(THEIRS, "theirs", branch="side")
     repo.commit(OURS, "ours")
     return repo
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled(compile_quickly):
+    """Programs are compiled without most optimisations: each merge has its own."""

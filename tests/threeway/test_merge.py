@@ -8,8 +8,8 @@ import pytest
 from vcjax.errors import ConflictError, MergeError, RefError
 from vcjax.history import Commit, merge_bases
 
-F = np.float32
-ZERO, ONE, TWO = F([0, 0]), F([1, 1]), F([2, 2])
+ZERO, ONE, TWO = (np.full(2, value, np.float32) for value in (0, 1, 2))
+WIDE = np.full(2, 2, np.float64)
 
 
 class _Absent:
@@ -37,9 +37,9 @@ GONE = _Absent()
         (GONE, GONE, ONE, "theirs", ONE),
         (GONE, ONE, ONE, "same", ONE),
         (GONE, ONE, TWO, "conflict", None),
-        (ZERO, ONE, F([1, 1, 1]), "structure", None),
-        (ZERO, ONE, np.float64([2, 2]), "structure", None),
-        (ZERO, np.float64([2, 2]), ZERO, "ours", np.float64([2, 2])),
+        (ZERO, ONE, np.ones(3, np.float32), "structure", None),
+        (ZERO, ONE, WIDE, "structure", None),
+        (ZERO, WIDE, ZERO, "ours", WIDE),
         (ZERO, ONE, 1, "structure", None),
         (1, 2, 3, "conflict", None),
         ([1, 2], [1, 2, 3], [1, 2], "ours", [1, 2, 3]),
@@ -147,9 +147,9 @@ def test_criss_cross(repo):
     left, right = repo.resolve("main"), repo.resolve("side")
     repo.merge("main", right, resolve="ours")
     repo.merge("side", left, resolve="ours")
-    assert sorted(merge_bases(*repo.branches.values(), repo.history.commit)) == sorted(
-        [left.digest, right.digest]
-    )
+    tips = repo.branches
+    bases = merge_bases(tips["main"], tips["side"], repo.history.commit)
+    assert sorted(bases) == sorted([left.digest, right.digest])
     repo.restore("main")
     repo.commit({"a": 1, "b": 5}, "b on main")
     with pytest.raises(ConflictError) as caught:

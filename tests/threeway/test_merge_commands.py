@@ -2,14 +2,8 @@
 
 import functools
 import json
-import os
-import pty
 import re
-import select
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -90,63 +84,8 @@ def test_command_lines_that_make_no_sense(fork, cli_in, words, message):
 # -- on a terminal ----------------------------------------------------------------
 
 
-class Terminal:
-    """A command that runs on a pseudo-terminal."""
-
-    # As from an interactive shell: what a script starts with `&` ignores SIGINT.
-    RUN = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from vcjax.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-    def __init__(self, *words):
-        self.fd, other = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", self.RUN, *map(str, words)],
-            stdin=other,
-            stdout=other,
-            stderr=other,
-            env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
-        )
-        os.close(other)
-        self.text = ""
-
-    def _read(self, deadline):
-        """What comes next; nothing when the other end was closed."""
-        while not select.select([self.fd], [], [], 0.2)[0]:
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise AssertionError(f"nothing more after:\n{self.text}")
-        try:
-            return os.read(self.fd, 65536).decode()
-        except OSError:  # the other end was closed
-            return ""
-
-    def expect(self, text, timeout=60):
-        """Reads until a text appears; what was read."""
-        start, deadline = len(self.text), time.monotonic() + timeout
-        while text not in self.text[start:]:
-            data = self._read(deadline)
-            assert data, self.text
-            self.text += data
-        return self.text[start:]
-
-    def answer(self, text):
-        os.write(self.fd, f"{text}\n".encode())
-
-    def finish(self, timeout=60):
-        """Reads to the end; (exit code, all that was written)."""
-        deadline = time.monotonic() + timeout
-        while data := self._read(deadline):
-            self.text += data
-        os.close(self.fd)
-        return self.process.wait(timeout), self.text
-
-
-def test_asking_on_a_terminal(fork):
-    terminal = Terminal("merge", "main", "side", "--interactive", f"--repo={fork.url}")
+def test_asking_on_a_terminal(fork, processes):
+    terminal = processes.terminal("merge", "main", "side", "--interactive", f"--repo={fork.url}")
     shown = terminal.expect("[q]uit [?]: ")
     assert "(1/4) n" in shown
     assert "[m]ethod" in shown  # which takes ours of an integer
@@ -167,9 +106,7 @@ def test_asking_on_a_terminal(fork):
     assert "(4/4) q" in shown  # p/b is below the same prefix
     assert "[m]ethod" not in shown.partition("(4/4) q")[2]
     terminal.answer("t")
-    code, text = terminal.finish()
-    assert code == 0, text
-    assert "Merged: " in text
+    assert "Merged: " in terminal.read_to_end()
     tree = fork.restore("main")
     np.testing.assert_array_equal(tree["p"]["a"], W + 2)
     np.testing.assert_array_equal(tree["p"]["b"], W + 2)
@@ -178,27 +115,24 @@ def test_asking_on_a_terminal(fork):
     assert fork.merges.get() is None
 
 
-def test_answers_are_kept_when_one_quits_or_is_interrupted(fork):
-    terminal = Terminal("merge", "main", "side", "-i", f"--repo={fork.url}")
+def test_answers_are_kept_when_one_quits_or_is_interrupted(fork, processes):
+    terminal = processes.terminal("merge", "main", "side", "-i", f"--repo={fork.url}")
     terminal.expect("[q]uit [?]: ")
     terminal.answer("s")
     terminal.expect("(2/4) p/a")
     terminal.answer("T")
     terminal.expect("(4/4) q")
     terminal.answer("q")
-    code, text = terminal.finish()
-    assert code == 1
-    assert "changed 2 leaves differently" in text
+    assert "changed 2 leaves differently" in terminal.read_to_end(1)
     assert list(fork.merges.get().left) == ["n", "q"]
-    terminal = Terminal("merge", "--continue", "-i", f"--repo={fork.url}")
+    terminal = processes.terminal("merge", "--continue", "-i", f"--repo={fork.url}")
     terminal.expect("(1/2) n")
     terminal.expect("[q]uit [?]: ")
     terminal.answer("o")
     terminal.expect("(2/2) q")
     terminal.expect("[q]uit [?]: ")
-    terminal.process.send_signal(signal.SIGINT)
-    code, text = terminal.finish()
-    assert code == 130
+    terminal.send_signal(signal.SIGINT)
+    terminal.read_to_end(130)
     assert list(fork.merges.get().left) == ["q"]
     fork.merges.resume(resolve="base")
     assert fork.restore()["n"] == 2

@@ -7,8 +7,6 @@ import pytest
 from vcjax import formats, merging
 from vcjax.errors import MergeError, PrunedError
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def numbers(seed):
     rng = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcjax import errors, tree
+
+from .roots import node_of
 
 
 class Point(NamedTuple):
@@ -81,12 +82,12 @@ def test_containers_come_back_as_they_were(kind):
 def test_the_order_of_an_ordered_dict_is_kept_and_that_of_a_dict_is_not():
     ordered = collections.OrderedDict([("b", 1), ("a", 2)])
     assert list(tree.unflatten(tree.flatten(ordered))) == ["b", "a"]
-    assert tree.flatten({"b": 1, "a": 2}).keys == ("a", "b")
+    assert node_of({"b": 1, "a": 2}).keys == ("a", "b")
 
 
 def test_a_defaultdict_comes_back_without_its_factory():
     value = collections.defaultdict(list, {"b": 1, "a": 2})
-    root = tree.flatten(value)
+    root = node_of(value)
     assert root.kind == "defaultdict"
     back = tree.unflatten(root)
     assert type(back) is collections.defaultdict
@@ -128,10 +129,12 @@ def test_subclasses_that_jax_does_not_know_are_leaves_and_refused():
 
 def test_custom_nodes_become_dicts_of_their_fields_and_themselves_again_with_like():
     value = {"p": Pair(1, [2]), "u": Unkeyed(3, 4)}
-    root = tree.flatten(value)
+    root = node_of(value)
+    pair = root.children[0]
+    assert isinstance(pair, tree.Node)
     assert paths(value) == ["p/first", "p/second/0", "u/0", "u/1"]
-    assert root.children[0].kind == "custom"
-    assert root.children[0].name == f"{__name__}:Pair"
+    assert pair.kind == "custom"
+    assert pair.name == f"{__name__}:Pair"
     assert tree.unflatten(root) == {"p": {"first": 1, "second": [2]}, "u": {0: 3, 1: 4}}
     back = tree.unflatten_like(root, value)
     assert back["p"] == value["p"]
@@ -144,7 +147,7 @@ def test_a_namedtuple_registered_as_something_else_is_custom():
         b: object
 
     jax.tree_util.register_pytree_node(Odd, lambda o: ((o.a,), o.b), lambda b, c: Odd(c[0], b))
-    root = tree.flatten(Odd(1, len))
+    root = node_of(Odd(1, len))
     assert root.kind == "custom"
     assert tree.unflatten_like(root, Odd(0, len)) == Odd(1, len)
 
@@ -171,7 +174,7 @@ def test_a_namedtuple_name_cannot_reach_anything_else(name):
     assert back._fields == ("x", "y")
 
 
-def test_reading_imports_nothing_and_runs_no_constructor():
+def test_reading_imports_nothing_and_runs_no_constructor(processes):
     code = """
 import sys
 from vcjax import tree
@@ -186,7 +189,7 @@ def shout(cls, *args):
 Loud.__new__ = shout
 assert type(named("__main__:Loud")) is Loud
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
 
 
 def test_an_unknown_node_kind_is_refused():
@@ -194,21 +197,21 @@ def test_an_unknown_node_kind_is_refused():
         tree.unflatten(tree.Node("bag"))
 
 
-def test_public_names_are_not_hidden_by_modules():
+def test_public_names_are_not_hidden_by_modules(processes):
     import vcjax.tree
 
     code = "from vcjax import tree; tree.template; assert callable(tree.flatten)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
     for name in vcjax.tree.__all__:
         assert f"vcjax.tree.{name}" not in sys.modules
 
 
-def test_reading_specs_and_dtypes_needs_no_jax():
+def test_reading_specs_and_dtypes_needs_no_jax(processes):
     code = (
         "import sys; from vcjax import tree; tree.Node; tree.storage_dtype('int4');"
         "assert not {'jax', 'flax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    processes.python(code).finish()
 
 
 def arrays() -> st.SearchStrategy:

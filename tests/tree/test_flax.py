@@ -11,6 +11,8 @@ from flax.training.train_state import TrainState
 
 from vcjax import errors, tree
 
+from .roots import node_of
+
 
 class Net(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, raw_array: bool):
@@ -78,7 +80,7 @@ def test_the_paths_of_a_state_are_those_of_jax_without_value(raw_array):
 
 def test_a_state_comes_back_with_the_types_of_its_variables():
     state = nnx.state(net(raw_array=True))
-    root = tree.flatten(state)
+    root = node_of(state)
     assert root.kind == "nnx_state"
     leaves = tree.leaf_dict(root)
     assert leaves["linear/kernel"].spec.variable.endswith(":Param")

@@ -11,6 +11,8 @@ import pytest
 from vcjax import errors, tree
 from vcjax.tree import dtypes
 
+from .roots import leaf_of
+
 SUB_BYTE = {"int1": 1, "int2": 2, "int4": 4, "uint1": 1, "uint2": 2, "uint4": 4}
 NOT_IN_JAX = {"float6_e2m3fn", "float6_e3m2fn", "int1", "uint1", "complex32", "bcomplex32"}
 
@@ -37,7 +39,7 @@ def test_numpy_arrays_come_back_to_the_bit(name, shape):
         values = values[: len(values) // 2 * 2].reshape(2, -1)
     else:
         values = np.resize(values, shape).astype(values.dtype)
-    leaf = tree.flatten(values)
+    leaf = leaf_of(values)
     assert leaf.spec == tree.LeafSpec(name, values.shape, "numpy")
     stored = tree.canonical(leaf)
     assert stored.shape == values.shape
@@ -54,7 +56,7 @@ def test_numpy_arrays_come_back_to_the_bit(name, shape):
 def test_jax_arrays_come_back_to_the_bit(name, x64):
     with jax.enable_x64(True):
         value = jax.device_put(every_pattern(name))
-    leaf = tree.flatten(value)
+    leaf = leaf_of(value)
     assert leaf.spec == tree.LeafSpec(name, value.shape, "jax")
     stored = tree.canonical(leaf).copy()
     with jax.enable_x64(x64):
@@ -71,7 +73,7 @@ def test_jax_arrays_come_back_to_the_bit(name, x64):
 @pytest.mark.parametrize("name", dtypes.names())
 def test_numpy_scalars_come_back_to_the_bit(name):
     for value in every_pattern(name)[-3:]:
-        leaf = tree.flatten(value)
+        leaf = leaf_of(value)
         assert leaf.spec == tree.LeafSpec(name, (), "scalar")
         stored = tree.canonical(leaf)
         assert stored.shape == ()
@@ -83,7 +85,7 @@ def test_numpy_scalars_come_back_to_the_bit(name):
 @pytest.mark.parametrize("value", [0, -1, 10**400, 1.5, -0.0, True, False, 1j, "", "é", b"\0", b""])
 def test_python_values_come_back_exactly(value):
     root = tree.flatten({"a": value})
-    leaf = root.children[0]
+    leaf = tree.leaf_dict(root)["a"]
     assert leaf.spec == tree.LeafSpec(type(value).__name__, (), "python")
     assert leaf.spec.is_value
     back = tree.unflatten(root)["a"]
@@ -103,7 +105,7 @@ def test_numpy_text_scalars_become_python_text():
 def test_big_endian_is_the_same_content_as_native(dtype):
     big = np.array([1, 2, 3]).astype(dtype)
     native = big.astype(big.dtype.newbyteorder("<"))
-    a, b = tree.flatten(big), tree.flatten(native)
+    a, b = leaf_of(big), leaf_of(native)
     assert a.spec == b.spec
     assert raw(tree.canonical(a)) == raw(tree.canonical(b))
     assert tree.unflatten(a).dtype.isnative
@@ -122,7 +124,7 @@ def test_big_endian_is_the_same_content_as_native(dtype):
 )
 def test_strides_do_not_matter(view):
     strided = view(np.arange(24, dtype=np.float32).reshape(4, 6))
-    stored = tree.canonical(tree.flatten(strided))
+    stored = tree.canonical(leaf_of(strided))
     assert stored.flags.c_contiguous
     np.testing.assert_array_equal(stored, strided)
 
@@ -131,7 +133,7 @@ def test_strides_do_not_matter(view):
 def test_upper_bits_of_sub_byte_values_do_not_matter(name):
     bits = SUB_BYTE[name]
     dirty = np.arange(256, dtype=np.uint8)
-    stored = tree.canonical(tree.flatten(dirty.view(getattr(ml_dtypes, name))))
+    stored = tree.canonical(leaf_of(dirty.view(getattr(ml_dtypes, name))))
     values = dirty & (2**bits - 1)
     if name.startswith("int"):
         values = np.where(values >= 2 ** (bits - 1), values.astype(int) - 2**bits, values)
@@ -141,30 +143,30 @@ def test_upper_bits_of_sub_byte_values_do_not_matter(name):
 @pytest.mark.parametrize("name", ["float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn"])
 def test_upper_bits_of_small_floats_are_cleared(name):
     dirty = np.arange(256, dtype=np.uint8).view(getattr(ml_dtypes, name))
-    assert tree.canonical(tree.flatten(dirty)).view(np.uint8).max() == 2 ** int(name[5]) - 1
+    assert tree.canonical(leaf_of(dirty)).view(np.uint8).max() == 2 ** int(name[5]) - 1
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
 def test_a_bool_is_one_byte_0_or_1(shape):
     dirty = np.full(shape, 7, np.uint8).view(np.bool_)
-    stored = tree.canonical(tree.flatten(dirty))
+    stored = tree.canonical(leaf_of(dirty))
     assert stored.shape == shape
     assert set(raw(stored)) == {1}
 
 
 def test_jax_and_numpy_agree_on_int4():
     values = np.arange(-8, 8).astype(ml_dtypes.int4)
-    on_host, on_device = tree.flatten(values), tree.flatten(jnp.asarray(values))
+    on_host, on_device = leaf_of(values), leaf_of(jnp.asarray(values))
     assert raw(tree.canonical(on_host)) == raw(tree.canonical(on_device))
 
 
 def test_canonical_does_not_copy_what_is_in_order():
     array = np.arange(1000.0)
-    assert np.shares_memory(tree.canonical(tree.flatten(array)), array)
+    assert np.shares_memory(tree.canonical(leaf_of(array)), array)
     array.flags.writeable = False
-    assert np.shares_memory(tree.canonical(tree.flatten(array)), array)
+    assert np.shares_memory(tree.canonical(leaf_of(array)), array)
     on_cpu = jnp.arange(1000.0)
-    leaf = tree.flatten(on_cpu)
+    leaf = leaf_of(on_cpu)
     assert leaf.data is on_cpu
     address = tree.canonical(leaf).__array_interface__["data"][0]
     assert address == on_cpu.unsafe_buffer_pointer()
@@ -175,7 +177,7 @@ def test_canonical_does_not_copy_what_is_in_order():
 def test_typed_keys_come_back(impl, shape):
     keys = jax.random.key(7, impl=impl)
     keys = jax.random.split(keys, shape) if shape else keys
-    leaf = tree.flatten(keys)
+    leaf = leaf_of(keys)
     words = jax.random.key_data(keys)
     assert leaf.spec == tree.LeafSpec(f"key<{impl}>", words.shape, "jax")
     assert tree.storage_dtype(leaf.spec.dtype) == np.uint32

@@ -7,7 +7,6 @@ import pytest
 from vcjax import errors, updates
 from vcjax.updates import catalogue
 
-from ..subprocesses import run
 from .conftest import install
 
 
@@ -79,7 +78,7 @@ def test_a_broken_plug_in_breaks_nothing_else(tmp_path, monkeypatch, name, messa
         importlib.invalidate_caches()
 
 
-def test_updates_need_no_store_and_no_jax():
+def test_updates_need_no_store_and_no_jax(processes):
     code = """
         import sys, numpy as np
         from vcjax import updates
@@ -90,8 +89,7 @@ def test_updates_need_no_store_and_no_jax():
         assert update.apply(contents[:1], parts).tolist() == [2, 2, 2]
         print(sorted({"jax", "tensorstore", "vcjax.objects"} & set(sys.modules)))
     """
-    output, problems = run(code).communicate()
-    assert output == "[]\n", problems
+    assert processes.python(code).finish()[0] == "[]\n"
 
 
 def test_the_public_names():

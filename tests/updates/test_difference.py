@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,13 +138,13 @@ def test_a_damaged_base_is_named(tmp_path):
 def test_choosing_and_finding_chunks_agree(changes):
     """Whatever the history, following `choose_base` and `sources` gives the newest chunks."""
     chunks = [f"0:{i}" for i in range(10)]
-    leaves = {"leaf0": (tuple(chunks), None, None, 0)}
+    leaves: dict[str, tuple[Any, str | None, Any, int]] = {"leaf0": (tuple(chunks), None, None, 0)}
     last = "leaf0"
     for number, changed in enumerate(changes, 1):
         chunks = [f"{number}:{i}" if i in changed else chunk for i, chunk in enumerate(chunks)]
         chain = [last]
-        while leaves[chain[-1]][1]:
-            chain.append(leaves[chain[-1]][1])
+        while base := leaves[chain[-1]][1]:
+            chain.append(base)
         bases = [
             updates.BaseLeaf(name, leaves[name][0], leaves[name][3])
             for name in dict.fromkeys([chain[0], chain[-1]])
@@ -156,8 +157,8 @@ def test_choosing_and_finding_chunks_agree(changes):
             assert choice.depth <= updates.MAX_DEPTH
             leaves[last] = (tuple(chunks), choice.base, choice.own, choice.depth)
         chain = [last]
-        while leaves[chain[-1]][1]:
-            chain.append(leaves[chain[-1]][1])
+        while base := leaves[chain[-1]][1]:
+            chain.append(base)
         holders = updates.sources(10, [leaves[name][2] for name in chain])
         assert [leaves[chain[at]][0][i] for i, at in enumerate(holders)] == chunks
 

@@ -5,3 +5,5 @@ from .registry import format_of as format_of
 from .registry import formats as formats
 from .registry import read as read
 from .registry import write as write
+
+__all__: list[str]

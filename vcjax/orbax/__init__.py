@@ -10,7 +10,21 @@ from typing import Any
 
 import lazy_loader
 
-_ours, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+# Listed here and not read from the stub: that says to editors that Orbax's names are here too,
+# which lazy_loader does not understand. A test compares the two.
+_ours, _, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "checkpointers": [
+            "AsyncCheckpointer",
+            "Checkpointer",
+            "PyTreeCheckpointer",
+            "StandardCheckpointer",
+        ],
+        "manager.manager": ["CheckpointManager"],
+        "manager.options": ["CheckpointManagerOptions"],
+    },
+)
 
 _REPLACED = ("checkpoint_manager", "checkpoint_managers", "checkpointers")
 """Orbax's submodules that hold classes that are ours here."""

@@ -45,3 +45,5 @@ from .templates import template as template
 from .templates import unflatten_like as unflatten_like
 from .unflattening import restore_leaf as restore_leaf
 from .unflattening import unflatten as unflatten
+
+__all__: list[str]

@@ -16,3 +16,5 @@ from .update import Index as Index
 from .update import Parts as Parts
 from .update import Region as Region
 from .update import Update as Update
+
+__all__: list[str]

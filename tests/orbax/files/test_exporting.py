@@ -2,7 +2,6 @@
 
 import collections
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -295,7 +294,7 @@ def test_only_a_checkpoint_is_replaced_and_only_by_a_whole_one(repo, tmp_path, e
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".vcjax")] == []
 
 
-def test_the_command_and_the_script(run, tmp_path, monkeypatch, capsys):
+def test_the_command_and_the_script(run, tmp_path, monkeypatch, capsys, processes):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VCJAX_REPO", raising=False)
     assert main(["import", "orbax", str(run)]) == 1  # no repository here, and none is named
@@ -309,10 +308,8 @@ def test_the_command_and_the_script(run, tmp_path, monkeypatch, capsys):
     assert len(json.loads(capsys.readouterr().out)["skipped"]) == 3
     assert main(["export", "orbax", "step:2", "out", "--repo=made", "--manager"]) == 0
     assert main(["export", "torch", "step:2", "out", "--repo=made"]) == 2
-    script = [sys.executable, str(ROOT / "scripts/convert.py"), "--repo=converted"]
-    env = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"}
     for words in (["--source=out"], ["--target=one", "--revision=step:2"]):
-        done = subprocess.run([*script, *words], env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        script = (ROOT / "scripts/convert.py", "--repo=converted", *words)
+        processes.start(sys.executable, *script).finish()
     with ocp.PyTreeCheckpointer() as checkpointer:
         assert checkpointer.restore(epath.Path(tmp_path / "one"))["step"] == 2

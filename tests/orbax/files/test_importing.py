@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Generator
 
 import flax.serialization
 import jax
@@ -136,6 +137,7 @@ def test_an_interrupted_import_is_repeated(run, repo, tmp_path, import_all):
     shutil.copytree(run, moved)
     steps = run_import(repo, plan_import(repo, read_directory(run)))
     next(steps)
+    assert isinstance(steps, Generator)
     steps.close()
     plan = plan_import(repo, read_directory(moved))  # known by when it was saved
     assert [step.step for step in plan.skipped] == [1]

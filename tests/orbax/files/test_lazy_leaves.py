@@ -1,11 +1,8 @@
 """An import holds two leaves at a time, however many there are."""
 
 import mmap
-import subprocess
-import sys
-import time
+import threading
 import weakref
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,36 +14,33 @@ import vcjax.orbax
 from vcjax.errors import TreeError
 from vcjax.tree import LazyArray
 
+from ...subprocesses import PATIENCE
+
 pytestmark = [  # about Orbax's own calls
     pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning"),
     pytest.mark.filterwarnings("ignore:Use `:DeprecationWarning"),
 ]
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 def test_a_commit_holds_no_more_than_two_lazy_leaves(repo):
-    """Counted, not measured: which arrays are still there when the next one is read."""
-    size, held = 3_000_000, []
+    """Counted, not measured: an array is read once the last but one has gone."""
+    size, slots, count = 3_000_000, threading.Semaphore(2), []
 
     def lazy(number):
         def read():
-            deadline = time.monotonic() + 5
-            while len(buffers) > 1 and time.monotonic() < deadline:
-                time.sleep(0.01)  # TensorStore's threads let go a little after they are done
-            held.append(len(buffers))
+            # TensorStore's threads let go a little after they are done.
+            assert slots.acquire(timeout=PATIENCE), "a third leaf is read, and two are held"
+            count.append(number)
             memory = mmap.mmap(-1, 4 * size)  # which dies with the last array that views it
             array = np.frombuffer(memory, np.float32)
             array[:] = number
-            buffers.add(memory)
+            weakref.finalize(memory, slots.release)
             return array
 
         return LazyArray((size,), np.dtype(np.float32), read)
 
-    buffers = weakref.WeakSet()
     repo.commit({f"{i}": lazy(i) for i in range(6)})
-    assert len(held) == 6
-    assert max(held) <= 1  # besides the one that is read
+    assert len(count) == 6
     assert float(repo.restore(paths="4")["4"][-1]) == 4
 
 
@@ -81,21 +75,15 @@ print("grew", growth(sys.argv[1] + "/large", sys.argv[2] + "/large"))
 """
 
 
-def test_an_import_takes_two_leaves_and_chunk_buffers(tmp_path):
+def test_an_import_takes_two_leaves_and_chunk_buffers(tmp_path, processes):
     leaf = 8 * 2**20
     make = np.random.default_rng(0)
     large = {f"{i:02}": make.integers(0, 255, leaf, np.uint8).reshape(8, -1) for i in range(16)}
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "warm", {"w": np.ones(2**18)})
         checkpointer.save(tmp_path / "large", large)
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path), str(tmp_path / "repos")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    grew = int(done.stdout.split("grew")[1])
+    out, _ = processes.python(MEMORY, tmp_path, tmp_path / "repos").finish()
+    grew = int(out.split("grew")[1])
     # Orbax has stored each leaf as one chunk, which TensorStore holds encoded and decoded;
     # of ours, of 4 MiB each, a leaf's worth may be on their way. The tree has 16 leaves.
     assert grew < (2 + 3) * leaf
