@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before anything imports JAX: wa
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 import vcjax
 from vcjax import merging
@@ -233,6 +233,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"{', '.join(unknown or argv[1:])}: the walks are {', '.join(CALLS)}")
     if RECORD.value and WALKS.value:
         raise app.UsageError("--record is of all walks: leave --walks out")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of each handler that it makes
     found = measure(WALKS.value or [*CALLS])
     if RECORD.value:
         record(table(found))

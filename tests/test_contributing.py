@@ -1,0 +1,79 @@
+"""CONTRIBUTING's table of how to add is true: what vcjax has lies where it says."""
+
+import configparser
+import importlib
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from vcjax import merging
+from vcjax.cli import command_table
+from vcjax.merging.method import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+ROW = re.compile(r"^\| \[(?:a|an) ([\w ]+)\]\(#[\w-]+\) \| `(.+?)` \| `(.+?)` \| `(.+?)` \|$", re.M)
+ROWS = {kind: places for kind, *places in ROW.findall((ROOT / "CONTRIBUTING.md").read_text())}
+GROUPS = {
+    "update": "vcjax.updates",
+    "file format": "vcjax.formats",
+    "report": "vcjax.reports",
+}
+
+
+def place(kind, name):
+    """The file that the table says a thing of some kind is in."""
+    return ROOT / ROWS[kind][0].replace("NAME", name)
+
+
+def declared(group):
+    """The entry points of a group, as setup.cfg has them: {name: "module:attribute"}."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    lines = parser["options.entry_points"].get(group, "").strip().splitlines()
+    return dict(re.split(r"\s*=\s*", line.strip(), maxsplit=1) for line in lines)
+
+
+def test_the_table_has_a_section_for_each_kind():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert ROWS.keys() == {"command", "merge method", *GROUPS}
+    for kind, (_, row, test) in ROWS.items():
+        assert re.search(rf"^### An? {kind}$", page, re.M)
+        assert (ROOT / row).is_file()
+        assert (ROOT / test).is_file()
+
+
+@pytest.mark.parametrize("name", command_table.names())
+def test_a_command_is_one_file_and_one_name(name):
+    module = Path(importlib.import_module(module_of(name)).__file__)
+    assert place("command", module.stem) == module
+    assert f'"{name}"' in (ROOT / ROWS["command"][1]).read_text()
+
+
+def module_of(name):
+    """The module that the function of a command is defined in."""
+    return command_table.load(name).run.__module__
+
+
+@pytest.mark.parametrize("name", sorted(set(merging.methods()) - {"keep"}))
+def test_a_merge_method_is_one_file_and_one_row(name):
+    module = Path(importlib.import_module(METHODS[name].__module__).__file__)
+    assert place("merge method", module.stem) == module
+    assert re.search(rf'Row\(\s*"{name}"', (ROOT / ROWS["merge method"][1]).read_text())
+    assert getattr(merging, name) is METHODS[name]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_a_plug_in_is_one_file_and_one_line(kind):
+    assert ROWS[kind][1] == "setup.cfg"
+    found = declared(GROUPS[kind])
+    assert found
+    for name, value in found.items():
+        module, _, attribute = value.partition(":")
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        assert path.is_file()
+        assert place(kind, path.stem) == path
+        assert hasattr(importlib.import_module(module), attribute), name
+    installed = {point.name for point in metadata.entry_points(group=GROUPS[kind])}
+    assert found.keys() <= installed, "install again: `pip install -e .`"
