@@ -2,7 +2,12 @@
 
 import configparser
 import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -77,3 +82,82 @@ def test_a_plug_in_is_one_file_and_one_line(kind):
         assert hasattr(importlib.import_module(module), attribute), name
     installed = {point.name for point in metadata.entry_points(group=GROUPS[kind])}
     assert found.keys() <= installed, "install again: `pip install -e .`"
+
+
+COMMAND = '''"""`vcjax hello`: a greeting."""
+
+from vcjax import report
+from vcjax.cli.command import Command
+from vcjax.cli.session import Session
+
+
+def run(session: Session) -> int:
+    """Greets."""
+    session.out.report("hello", {"to": session.args[0]}, [report.line(f"hello, {session.args[0]}")])
+    return 0
+
+
+COMMAND = Command(name="hello", summary="Greet somebody", usage="NAME", run=run, arguments=(1, 1))
+'''
+
+METHOD = '''"""The mean of the models, halved."""
+
+from vcjax.merging.compose import chain
+from vcjax.merging.method import MergeMethod, recipe
+from vcjax.merging.steps.basic import scale_by, weighted_sum
+
+
+@recipe
+def half() -> MergeMethod:
+    """Half of the mean."""
+    return chain(weighted_sum(normalize=True), scale_by(0.5))
+'''
+
+MERGED = """
+import numpy as np, vcjax
+from vcjax import merging
+assert "half" in merging.methods()
+methods = merging.half(), merging.from_config("half")
+models = [{"w": np.float32([2])}, {"w": np.float32([6])}]
+print(*(vcjax.merge(models, method)["w"].tolist() for method in methods))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package to add things to: its folder, and how to run Python on it."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "vcjax", tmp_path / "vcjax", ignore=ignored)
+
+    def python(*words):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return tmp_path, python
+
+
+def test_a_new_command_takes_what_the_table_says(copy):
+    folder, python = copy
+    file, table, _ = ROWS["command"]
+    (folder / file.replace("NAME", "hello")).write_text(COMMAND)
+    text = (folder / table).read_text()
+    (folder / table).write_text(text.replace('"Learn": (', '"Learn": ("hello", '))
+    assert python("-m", "vcjax.cli", "hello", "you") == "hello, you\n"
+    assert json.loads(python("-m", "vcjax.cli", "hello", "you", "--json"))["to"] == "you"
+    assert "Greet somebody" in python("-m", "vcjax.cli", "help")
+
+
+def test_a_new_merge_method_takes_what_the_recipe_says(copy):
+    folder, python = copy
+    (folder / ROWS["merge method"][0].replace("NAME", "half")).write_text(METHOD)
+    with (folder / "vcjax/merging/__init__.pyi").open("a") as file:
+        file.write("from .recipes.half import half as half\n")
+    assert python("-c", MERGED) == "[2.0] [2.0]\n"
