@@ -13,5 +13,5 @@ def csv_report(diff: TreeDiff) -> str:
     rows.writerow(["leaf", "status", "relative"])
     for change in diff.changes:
         if change.status != "unchanged":
-            rows.writerow([change.path, change.status, (change.stats or {}).get("relative")])
+            rows.writerow([change.path, change.status, (change.stats or {}).get("relative_l2")])
     return text.getvalue()

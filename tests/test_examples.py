@@ -1,4 +1,4 @@
-"""The package in examples/, installed by pip: its plug-ins are found and used."""
+"""The examples: those that are scripts run; the package is installed, and its plug-ins are used."""
 
 import json
 import os
@@ -104,3 +104,9 @@ from vcjax.diffing.renderers import render
 sys.stdout.reconfigure(newline="")
 print(render("csv", vcjax.Repository.find().diff("one~1", "again")), end="")
 """
+
+
+def test_the_commit_that_broke_a_model_is_found(python):
+    lines = python(str(ROOT / "examples" / "which_commit_broke_it.py")).splitlines()
+    assert lines[0] == "step 27 broke it"
+    assert [line.split()[0] for line in lines[1:]] == ["encoder/kernel", "head/bias"]
