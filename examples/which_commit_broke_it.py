@@ -14,7 +14,7 @@ import numpy as np
 
 import vcjax
 
-STEPS, BUG = 40, 27
+STEPS, BUG = 24, 17
 
 
 def train(repo: vcjax.Repository) -> None:

@@ -13,58 +13,49 @@ import pytest
 from vcjax import formats
 
 ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "vcjax-example"
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """The example package, installed by pip into a folder of its own; gives an environment."""
+def environment(tmp_path_factory):
+    """An environment in which the example package is installed, by pip, in a folder of its own."""
     folder = tmp_path_factory.mktemp("installed")
-    source = shutil.copytree(EXAMPLE, folder / "source")  # building leaves files beside the source
+    source = folder / "source"  # building leaves files beside what it builds
+    shutil.copytree(ROOT / "examples" / "vcjax-example", source)
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--quiet")
-    target = folder / "site"
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", *offline, f"--target={target}", str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["-m", "pip", "install", *offline, f"--target={folder / 'site'}", str(source)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    paths = os.pathsep.join([str(target), str(ROOT)])
+    paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
     return {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": "", "VCJAX_REPO": ""}
 
 
 @pytest.fixture
-def python(installed, tmp_path):
-    """Runs Python in an empty folder with the example package installed: its stdout."""
+def python(environment, tmp_path):
+    """Runs Python in an empty folder where the example package is installed: its stdout."""
 
-    def run(*words, code=0):
+    def run(*words):
         done = subprocess.run(
             [sys.executable, *words],
             cwd=tmp_path,
-            env=installed,
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == code, done.stderr
-        return done.stdout if code == 0 else done.stderr
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     return run
 
 
-@pytest.fixture
-def vcjax_command(python):
-    return lambda *words, code=0: python("-m", "vcjax.cli", *words, code=code)
-
-
-METHODS = """
+IN_PYTHON = """
 import numpy as np
 import vcjax
-from vcjax import merging
+from vcjax import diffing, errors, formats, merging
+from vcjax.diffing.renderers import render
 
 assert "median" in merging.methods()
-named = merging.from_config("median")
+named = merging.from_config("median")  # before anything has imported its module
 
 from vcjax_example.median import median
 
@@ -72,41 +63,72 @@ models = [{"w": np.float32([i, 7])} for i in (1, 2, 60)]
 for method in (named, median()):
     assert vcjax.merge(models, method)["w"].tolist() == [2, 7]
 print(merging.to_config(named))
+
+tree = {"layer": {"w": np.float16([[1, np.nan]]), "empty": np.zeros((0, 3))}}
+formats.write("tree.json", tree, {"by": "me"})
+found = formats.read("tree.json")
+assert found.metadata == {"by": "me"}
+assert {name: (x.dtype.name, x.shape) for name, x in found.tree.items()} == {
+    "layer/empty": ("float64", (0, 3)), "layer/w": ("float16", (1, 2))
+}
+assert np.isnan(found.tree["layer/w"][0, 1])
+for write in (
+    lambda: formats.write("complex.json", {"z": np.ones(2, complex)}),
+    lambda: open("tree.json", "r+").truncate(40) and formats.read("tree.json"),
+):
+    try:
+        write()
+    except errors.FormatError as error:
+        assert error.hint
+        print(error.message.partition(":")[0])
+
+print(render("csv", vcjax.diff({"w": np.ones(3), "b": 1}, {"w": np.zeros(3), "b": 1, "c": 2})), end="")
 """
 
 
-def test_the_method_is_known_by_its_name(python):
-    assert python("-c", METHODS) == "{'name': 'median', 'parameters': {}}\n"
+def test_the_package_is_used_in_python(python):
+    assert python("-c", IN_PYTHON).splitlines() == [
+        "{'name': 'median', 'parameters': {}}",
+        "JSON cannot hold this",
+        "'tree.json' is damaged or not a JSON checkpoint",
+        "leaf,status,relative",
+        "c,added,",
+        "w,changed,1.0",
+    ]
 
 
-def test_all_three_are_used_from_the_shell(vcjax_command, python, tmp_path):
+COMMANDS = """
+init
+commit one.npz --branch=one
+commit two.npz --branch=two
+commit three.npz --branch=three
+switch one
+merge one two three --whole --method=median
+checkout HEAD merged.json
+commit merged.json --branch=again
+diff HEAD again --exit_code
+log -n1 --json
+"""
+
+IN_A_SHELL = f"""
+from vcjax.cli import main
+for line in {COMMANDS!r}.strip().splitlines():
+    print(">", line, flush=True)
+    assert main(line.split()) == 0, line
+"""
+
+
+def test_the_package_is_used_from_the_shell(python, tmp_path):
     for name, value in {"one": 1, "two": 2, "three": 60}.items():
-        leaf = {"layer": {"w": np.full((2, 3), value, np.float32), "b": np.arange(3.0)}}
-        formats.write(tmp_path / f"{name}.npz", leaf)
-    vcjax_command("init")
-    for name in ("one", "two", "three"):
-        vcjax_command("commit", f"{name}.npz", f"--branch={name}")
-    vcjax_command("switch", "one")
-    vcjax_command("merge", "one", "two", "three", "--whole", "--method=median")
-    vcjax_command("checkout", "HEAD", "merged.json")
+        formats.write(tmp_path / f"{name}.npz", {"w": np.full((2, 3), value, np.float32)})
+    printed = python("-c", IN_A_SHELL)
     leaves = json.loads((tmp_path / "merged.json").read_text())["leaves"]
-    assert leaves["layer/w"] == ["float32", [2, 3], [[2, 2, 2]] * 2]
-    vcjax_command("commit", "merged.json", "--branch=again")
-    log = json.loads(vcjax_command("log", "one", "-n1", "--json"))["commits"]
-    assert log[0]["provenance"]["method"]["name"] == "median"
-    assert python("-c", REPORT) == "leaf,status,relative\r\nlayer/w,changed,1.0\r\n"
-
-
-REPORT = """
-import sys
-import vcjax
-from vcjax.diffing.renderers import render
-sys.stdout.reconfigure(newline="")
-print(render("csv", vcjax.Repository.find().diff("one~1", "again")), end="")
-"""
+    assert leaves == {"w": ["float32", [2, 3], [[2.0, 2.0, 2.0]] * 2]}
+    document = json.loads(printed.partition("> log -n1 --json\n")[2])
+    assert document["commits"][0]["provenance"]["method"]["name"] == "median"
 
 
 def test_the_commit_that_broke_a_model_is_found(python):
     lines = python(str(ROOT / "examples" / "which_commit_broke_it.py")).splitlines()
-    assert lines[0] == "step 27 broke it"
+    assert lines[0] == "step 17 broke it"
     assert [line.split()[0] for line in lines[1:]] == ["encoder/kernel", "head/bias"]

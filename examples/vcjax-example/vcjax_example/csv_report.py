@@ -9,7 +9,7 @@ from vcjax import TreeDiff
 def csv_report(diff: TreeDiff) -> str:
     """A diff as CSV: leaf path, status, and how far the leaf went relative to what it was."""
     text = io.StringIO()
-    rows = csv.writer(text)
+    rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["leaf", "status", "relative"])
     for change in diff.changes:
         if change.status != "unchanged":
