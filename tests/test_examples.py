@@ -82,7 +82,8 @@ for write in (
         assert error.hint
         print(error.message.partition(":")[0])
 
-print(render("csv", vcjax.diff({"w": np.ones(3), "b": 1}, {"w": np.zeros(3), "b": 1, "c": 2})), end="")
+old, new = {"w": np.ones(3), "b": 1}, {"w": np.zeros(3), "b": 1, "c": 2}
+print(render("csv", vcjax.diff(old, new)), end="")
 """
 
 
