@@ -6,12 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from vcjax import merging
-from vcjax.merging.method import recipe, transform
 
 
-@transform()
+@merging.transform()
 def middle_value() -> merging.Transform:
-    """Of N models the median, element by element."""
+    """Of N models the median, element by element; a NaN of any model stays."""
 
     def apply(stack: merging.Stack, totals: tuple[Any, ...] = ()) -> merging.Stack:
         return dataclasses.replace(stack, values=(jnp.median(jnp.stack(stack.values), axis=0),))
@@ -19,7 +18,7 @@ def middle_value() -> merging.Transform:
     return merging.Transform(apply, locality="element")
 
 
-@recipe
+@merging.recipe
 def median() -> merging.MergeMethod:
-    """The median of the models, element by element; a NaN of any model stays."""
+    """The median of N models."""
     return merging.chain(middle_value())
