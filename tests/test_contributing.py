@@ -50,7 +50,7 @@ def test_the_table_has_a_section_for_each_kind():
 
 @pytest.mark.parametrize("name", command_table.names())
 def test_a_command_is_one_file_and_one_name(name):
-    module = Path(importlib.import_module(module_of(name)).__file__)
+    module = Path(str(importlib.import_module(module_of(name)).__file__))
     assert place("command", module.stem) == module
     assert f'"{name}"' in (ROOT / ROWS["command"][1]).read_text()
 
@@ -63,7 +63,7 @@ def module_of(name):
 @pytest.mark.parametrize("name", sorted(set(merging.methods()) - {"keep"}))
 def test_a_merge_method_is_one_file_and_one_row(name):
     make = getattr(merging, name)
-    module = Path(importlib.import_module(make.__module__).__file__)
+    module = Path(str(importlib.import_module(make.__module__).__file__))
     assert place("merge method", module.stem) == module
     assert re.search(rf'Row\(\s*"{name}"', (ROOT / ROWS["merge method"][1]).read_text())
 
