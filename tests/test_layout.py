@@ -27,11 +27,14 @@ AT_THE_ROOT = {
     "subprocesses.py",
     "test_contributing.py",  # the pages for contributors
     "test_docs.py",  # the pages for users
+    "test_examples.py",
     "test_layers.py",  # who may import whom
     "test_layout.py",
+    "test_pages.py",  # what pages point to
     "test_private_names.py",  # what other libraries do not promise
     "test_scripts.py",
     "test_signatures.py",  # the types of all packages
+    "test_walk.py",
 }
 """Files that span packages: helpers, and what they test where their names do not say it."""
 

@@ -1,0 +1,1 @@
+"""A merge method, a checkpoint format and a report for vcjax; pyproject.toml names them."""
