@@ -3,10 +3,8 @@
 import configparser
 import importlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +13,8 @@ import pytest
 
 from vcjax import merging
 from vcjax.cli import command_table
+
+from .subprocesses import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 ROW = re.compile(r"^\| \[(?:a|an) ([\w ]+)\]\(#[\w-]+\) \| `(.+?)` \| `(.+?)` \| `(.+?)` \|$", re.M)
@@ -125,22 +125,14 @@ print(*(vcjax.merge(models, method)["w"].tolist() for method in methods))
 
 
 @pytest.fixture
-def copy(tmp_path):
+def copy(tmp_path, processes):
     """A copy of the package to add things to: its folder, and how to run Python on it."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "vcjax", tmp_path / "vcjax", ignore=ignored)
+    here = environment(PYTHONPATH=str(tmp_path))
 
     def python(*words):
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path), "XLA_FLAGS": ""},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return processes.start(sys.executable, *words, cwd=tmp_path, env=here).finish()[0]
 
     return tmp_path, python
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,38 +11,30 @@ import pytest
 
 from vcjax import formats
 
+from .subprocesses import Process, environment
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
+def installed(tmp_path_factory):
     """An environment in which the example package is installed, by pip, in a folder of its own."""
     folder = tmp_path_factory.mktemp("installed")
-    source = folder / "source"  # building leaves files beside what it builds
-    shutil.copytree(ROOT / "examples" / "vcjax-example", source)
+    source, site = folder / "source", folder / "site"
+    shutil.copytree(ROOT / "examples" / "vcjax-example", source)  # building leaves files beside it
     offline = ("--no-deps", "--no-build-isolation", "--no-index", "--no-compile", "--quiet")
-    command = ["-m", "pip", "install", *offline, f"--target={folder / 'site'}", str(source)]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    paths = os.pathsep.join([str(folder / "site"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": "", "VCJAX_REPO": ""}
+    command = (sys.executable, "-m", "pip", "install", *offline, f"--target={site}", source)
+    with Process(*command) as process:
+        process.finish()
+    return environment(PYTHONPATH=os.pathsep.join([str(site), str(ROOT)]), JAX_PLATFORMS="cpu")
 
 
 @pytest.fixture
-def python(environment, tmp_path):
+def python(installed, processes, tmp_path):
     """Runs Python in an empty folder where the example package is installed: its stdout."""
 
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return processes.start(sys.executable, *words, cwd=tmp_path, env=installed).finish()[0]
 
     return run
 

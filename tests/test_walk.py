@@ -5,13 +5,13 @@ there and run `python scripts/walk.py --record`.
 """
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from .subprocesses import Process, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
@@ -32,16 +32,10 @@ RECORDED = {
 
 
 def script(*words, code=0):
-    done = subprocess.run(
-        [sys.executable, "scripts/walk.py", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done.stdout
+    """Runs scripts/walk.py: its stdout."""
+    command = (sys.executable, "scripts/walk.py", *words)
+    with Process(*command, cwd=ROOT, env=environment(JAX_PLATFORMS="cpu")) as process:
+        return process.finish(code)[0]
 
 
 @pytest.fixture(scope="module")
