@@ -234,7 +234,7 @@ def test_merges_by_nameless_steps_are_never_taken_for_each_other() -> None:
 
 def test_bad_makers_are_refused() -> None:
     with pytest.raises(errors.MergeError, match=r"\*steps have no names"):
-        merging.recipe(lambda *steps: merging.chain(*steps))
+        merging.recipe(lambda *steps: merging.chain(*steps))  # pyright: ignore
     with pytest.raises(errors.MergeError, match="makes int, and not a Transform"):
         merging.transform()(lambda: 3)()  # pyright: ignore
     with pytest.raises(errors.MergeError, match="makes Transform, and not a MergeMethod") as caught:

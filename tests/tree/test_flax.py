@@ -1,5 +1,7 @@
 """Flax and Optax: Linen params, nnx States, Modules and Optimizers, TrainState."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def net(seed: int = 0, raw_array: bool = False) -> Net:
     return Net(nnx.Rngs(seed, dropout=seed + 1), raw_array)
 
 
-def copied(root: object) -> object:
+def copied(root: Any) -> Any:
     """As storage gives it back: the same tree with fresh host arrays."""
 
     def copy(_: str, leaf: tree.Leaf) -> tree.Leaf:

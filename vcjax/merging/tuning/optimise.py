@@ -49,8 +49,8 @@ class Optimised:
 
 def optimise(
     method: Make,
-    start: Mapping[str, ArrayLike],
-    loss: Callable[..., Float[Array, ""]],
+    start: Mapping[str, ArrayLike | Sequence[float]],
+    loss: Callable[..., Float[Array, ""] | float],
     trees: Sequence[Tree],
     base: Tree = None,
     weights: Weights | None = None,
@@ -130,7 +130,7 @@ def optimise(
         models, ground, numbers = rebuild(arrays)
         whole, learned = assembled(method, variables, groups)
         used = weights if learned is None else learned
-        return loss(merge(models, whole, ground, used, numbers, key), *batch)
+        return jnp.asarray(loss(merge(models, whole, ground, used, numbers, key), *batch))
 
     clip = clipper(bounds)
     queue = ((x,) for x in data) if data is not None else iter(lambda: (), None)
@@ -165,7 +165,11 @@ def layer_of(path: str) -> str:
     return layer_of(parent) if parent and name == "value" else parent or path
 
 
-def begin(start: Mapping[str, ArrayLike], n: int, groups: dict[str, list[str]] | None) -> Variables:
+def begin(
+    start: Mapping[str, ArrayLike | Sequence[float]],
+    n: int,
+    groups: dict[str, list[str]] | None,
+) -> Variables:
     """The coefficients to begin with, one row per group if there are groups."""
     variables = {}
     for name, value in start.items():
