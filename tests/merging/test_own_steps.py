@@ -245,14 +245,31 @@ def test_bad_makers_are_refused() -> None:
         merging.to_config(own(print))
 
 
-def test_merges_by_history_take_what_can_be_made_again(repo: Any) -> None:
+def test_a_registered_step_settles_conflicts_and_does_so_again(repo: Any) -> None:
     base = {"w": np.zeros(3, np.float32)}
     repo.commit(base, "base")
     repo.branch("side")
     repo.commit({"w": base["w"] + 2}, "ours")
     repo.commit({"w": base["w"] + 6}, "theirs", branch="side")
-    with pytest.raises(errors.MergeError, match="cannot be made again"):
-        repo.merge("side", method=around(NAMELESS))
     merge = repo.merge("side", method=quarter())
     np.testing.assert_array_equal(repo.restore(merge)["w"], np.full(3, 1.0))
     assert repo.merges.rerun(merge).is_same
+
+
+def test_a_nameless_step_settles_conflicts_and_says_that_it_cannot_do_so_again(repo: Any) -> None:
+    repo.commit(model(0), "base")
+    repo.branch("side")
+    repo.commit(model(1), "theirs", branch="side")
+    repo.commit(model(2), "ours")
+    nameless = merging.chain(STEPS["nameless"], merging.weighted_sum(normalize=True))
+    commit = repo.merge("side", method=nameless)
+    assert "unregistered" in str(commit.provenance["method"])
+    given = [model(2), model(1)]
+    expected = merging.merge(given, nameless)
+    restored = repo.restore(commit)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True)
+    )
+    with pytest.raises(errors.MergeError, match="cannot be made again"):
+        repo.merges.rerun(commit)

@@ -86,7 +86,7 @@ class Merges:
         commits, names = [self._repo.resolve(side) for side in sides], map(name_of, sides)
         request = asked(name or HEAD, commits, tuple(names), decisions, metadata)
         try:
-            return self._carry_out(request, progress)
+            return self._carry_out(request, progress, decisions.get("method"))
         except ConflictError as error:
             if keep_conflicts:
                 self._kept.start(request)
@@ -168,7 +168,7 @@ class Merges:
             check_unmoved(former, tip)
         request = self._decided(former, replace(former, ours=tip or former.ours), decisions)
         try:
-            commit = self._carry_out(request, progress)
+            commit = self._carry_out(request, progress, decisions.get("method"))
         except ConflictError as error:
             error.hint = "; ".join(filter(None, [error.hint, HINT]))
             raise
@@ -309,8 +309,19 @@ class Merges:
             self._kept.replace(former, request)
         return request
 
-    def _carry_out(self, request: MergeRequest, progress: Progress | None) -> Commit:
-        """Merges, and moves the branch."""
+    def _carry_out(
+        self,
+        request: MergeRequest,
+        progress: Progress | None,
+        method: "MergeMethod | str | Mapping[str, Any] | None",
+    ) -> Commit:
+        """Merges, and moves the branch.
+
+        Args:
+            request: what is asked.
+            progress: see `Progress`.
+            method: that of the request as it was given just now, if it was.
+        """
         from vcjax.threeway.settle import contained, default_message, settle
 
         history = self._repo.history
@@ -324,7 +335,7 @@ class Merges:
         def by_method(conflicts: Mapping[str, "Decision"], request: MergeRequest) -> "Settled":
             from vcjax.threeway.by_method import into_store  # JAX, which other merges do without
 
-            return into_store(conflicts, request, self._repo.objects, progress)
+            return into_store(conflicts, request, self._repo.objects, progress, method)
 
         outcome = settle(request, history, by_method)
         details = Details.checked(

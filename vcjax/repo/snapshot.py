@@ -21,7 +21,7 @@ def remote_digests(root: Any, memo: DigestMemo) -> dict[str, LeafDigest]:
     """Digests of the leaves on accelerators: those that are stored are not fetched."""
     leaves = tree.leaf_dict(root)
     remote = {path: leaf for path, leaf in leaves.items() if tree.is_remote(leaf.data)}
-    return hashing.digest_leaves(remote, memo=memo)
+    return hashing.digest_leaves(remote, memo=memo) if remote else {}
 
 
 def needed_regions(

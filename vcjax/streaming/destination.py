@@ -4,6 +4,7 @@ Both note what is complete, under a key that says what is being made, so that
 a merge that was killed goes on where it was.
 """
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -18,6 +19,7 @@ from vcjax.errors import VcjaxError
 from vcjax.formats.sharded import SHARD_BYTES, ShardWriter
 from vcjax.hashing import digest_bytes
 from vcjax.history import LeafEntry, Manifest
+from vcjax.merging import MergeMethod
 from vcjax.objects import ObjectStore
 from vcjax.objects.write import stage
 from vcjax.streaming.executor import Piece, execute
@@ -244,3 +246,8 @@ def run_into_files(
 def fingerprint(**parts: Any) -> str:
     """64 hex digits that stand for what a merge is made of, and which vcjax makes it."""
     return digest_bytes(repr((__version__, sorted(parts.items()))).encode()).hex()
+
+
+def unrepeatable(method: MergeMethod) -> dict[str, str]:
+    """What sets a merge apart from all others if its method's record is not all of the method."""
+    return {} if method.can_be_made_again else {"once": secrets.token_hex(16)}

@@ -28,6 +28,7 @@ from vcjax.streaming.destination import (
     fingerprint,
     run_into_files,
     run_into_store,
+    unrepeatable,
 )
 from vcjax.streaming.job import Job
 from vcjax.streaming.model import Model, order
@@ -129,11 +130,6 @@ class Merge:
             "key": record_of_key(self.key),
             "dtype": self.dtype,
         }
-
-
-def unrepeatable(method: merging.MergeMethod) -> dict[str, str]:
-    """What sets a merge apart from all others if its method's record is not all of the method."""
-    return {} if method.can_be_made_again else {"once": secrets.token_hex(16)}
 
 
 def to_store(merge: Merge, objects: ObjectStore, progress: Progress | None) -> StoreOutput:

@@ -17,7 +17,7 @@ from vcjax.merging.inputs import (
 )
 from vcjax.merging.records import key_of_record, weights_of_record
 from vcjax.objects import ObjectStore
-from vcjax.streaming.destination import fingerprint, run_into_store
+from vcjax.streaming.destination import fingerprint, run_into_store, unrepeatable
 from vcjax.streaming.job import Job
 from vcjax.streaming.model import stored_leaf
 from vcjax.threeway import Decision
@@ -50,6 +50,7 @@ def into_store(
     request: MergeRequest,
     objects: ObjectStore,
     progress: Callable[[int, int], None] | None = None,
+    method: "MergeMethod | str | Mapping[str, Any] | None" = None,
 ) -> Settled:
     """Settles conflicts by the method of a request, and stores the leaves.
 
@@ -60,19 +61,23 @@ def into_store(
         request: with a method.
         objects: where leaves are read and written.
         progress: called with the bytes that were read so far, and of all.
+        method: that of the request, where it is at hand and need not be made anew.
 
     Raises:
         ConflictError: a conflict is not one of numbers.
         MergeError: the method cannot settle it.
     """
-    plan = plan_jobs(conflicts, request, objects)
+    plan = plan_jobs(conflicts, request, objects, as_method(method))
     key = key_of_record(request.key)
     output = run_into_store(plan.jobs, objects, plan.what, key, progress)
     return Settled(plan.choices(output.finish()), plan.method, output)
 
 
 def plan_jobs(
-    conflicts: Mapping[str, Decision], request: MergeRequest, objects: ObjectStore
+    conflicts: Mapping[str, Decision],
+    request: MergeRequest,
+    objects: ObjectStore,
+    method: MergeMethod | None = None,
 ) -> Jobs:
     """What has to be merged for the method of a request to settle conflicts.
 
@@ -83,12 +88,13 @@ def plan_jobs(
         conflicts: by leaf path.
         request: with a method.
         objects: where the leaves are read.
+        method: that of the request; made from its record by default.
 
     Raises:
         ConflictError: a conflict is not one of numbers.
         MergeError: the method cannot settle it.
     """
-    method = as_method(request.method)
+    method = method or as_method(request.method)
     assert method is not None
     stuck = [d for d in conflicts.values() if d.verdict != "conflict"]
     if stuck:
@@ -124,6 +130,7 @@ def plan_jobs(
         method=record,
         weights=request.weights,
         key=request.key,
+        **unrepeatable(method),
     )
     return Jobs(jobs, taken, record, what)
 
