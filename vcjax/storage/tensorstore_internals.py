@@ -8,7 +8,7 @@ TEMPORARY = ".__lock"
 
 _FULL = ("No space left", "quota", "RESOURCE_EXHAUSTED")
 _REFUSED = ("Permission denied", "Read-only", "PERMISSION_DENIED")
-_UNREACHABLE = ("UNAVAILABLE",)
+_UNREACHABLE = ("UNAVAILABLE", "retry attempts failed")
 _MISSING = ("NOT_FOUND", "missing")
 
 
