@@ -31,7 +31,8 @@ def requirements(extras: Sequence[str]) -> Iterator[str]:
     unknown = [name for name in extras if name not in optional]
     if unknown:
         raise ValueError(f"setup.cfg has no extra {unknown[0]!r}, only {', '.join(optional)}")
-    for text in (declared["options"]["install_requires"], *map(optional.get, extras)):
+    texts = [declared["options"]["install_requires"], *(optional[name] for name in extras)]
+    for text in texts:
         yield from filter(None, map(str.strip, text.splitlines()))
 
 

@@ -4,7 +4,11 @@ Everything else in vcjax asks here (docs/architecture.md has the table). Importi
 does not load Orbax.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+    from jaxtyping import PyTree
 
 STANDARD = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
 """What Orbax calls the handler of trees, in the metadata of a step."""
@@ -20,7 +24,7 @@ def rich_types() -> Any:
     return pytree_metadata_options.PyTreeMetadataOptions(support_rich_types=True)
 
 
-def tree_metadata(tree: Any, custom_metadata: Any) -> Any:
+def tree_metadata(tree: "PyTree", custom_metadata: "PyTree") -> "PyTree":
     """What Orbax's handlers return as the metadata of a tree.
 
     Args:
@@ -32,6 +36,6 @@ def tree_metadata(tree: Any, custom_metadata: Any) -> Any:
     return metadata.build_default_tree_metadata(tree, custom_metadata=custom_metadata)
 
 
-def registry_of(handler: Any) -> Any:
+def registry_of(handler: "ocp.CompositeCheckpointHandler") -> "ocp.CheckpointHandlerRegistry":
     """The registry of handlers that a `CompositeCheckpointHandler` was made with."""
     return handler._handler_registry
