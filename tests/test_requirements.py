@@ -2,7 +2,6 @@
 
 import ast
 import re
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts/lowest_versions.py"
 
 
-def lowest(*extras):
-    return subprocess.run([sys.executable, SCRIPT, *extras], capture_output=True, text=True)
+@pytest.fixture
+def lowest(processes):
+    """Runs the script for some extras: what it prints, to stdout and to stderr."""
+
+    def run(*extras, code=0, script=SCRIPT):
+        return processes.start(sys.executable, script, *extras).finish(code)
+
+    return run
 
 
 def names(constraints):
@@ -32,41 +37,32 @@ def imported():
                     yield module.partition(".")[0]
 
 
-def test_what_is_imported_is_declared():
-    declared = names(lowest("plots").stdout.splitlines())
+def test_what_is_imported_is_declared(lowest):
+    declared = names(lowest("plots")[0].splitlines())
     providers = metadata.packages_distributions()
     foreign = {name for name in imported() if name in providers} - {"vcjax"}
     assert {"jax", "orbax", "yaml"} <= foreign
-    undeclared = {
-        module
-        for module in foreign
-        if not names(providers[module]) & declared and module not in sys.stdlib_module_names
-    }
-    assert undeclared == set()
+    assert {name for name in foreign if not names(providers[name]) & declared} == set()
 
 
-def test_every_requirement_has_a_lowest_version():
-    done = lowest("plots", "test")
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0, done.stderr
+def test_every_requirement_has_a_lowest_version(lowest):
+    lines = lowest("plots", "test")[0].splitlines()
     assert all(re.fullmatch(r"[\w.-]+==[\d.]+", line) for line in lines)
     assert {"jax", "orbax-checkpoint", "matplotlib", "pytest"} <= names(lines)
-    assert "pytest" not in names(lowest().stdout.splitlines())
+    assert "pytest" not in names(lowest()[0].splitlines())
 
 
-def test_an_extra_that_does_not_exist():
-    done = lowest("nonsense")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: setup.cfg has no extra 'nonsense', only plots, test")
+def test_an_extra_that_does_not_exist(lowest):
+    said = lowest("nonsense", code=1)[1]
+    assert said.startswith("error: setup.cfg has no extra 'nonsense', only plots, test")
 
 
 @pytest.mark.parametrize("requirement", ["jax", "jax<1", "jax==0.10", "jax>=0.10,<1"])
-def test_a_requirement_without_a_lowest_version(requirement, tmp_path):
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts/lowest_versions.py").write_text(SCRIPT.read_text())
+def test_a_requirement_without_a_lowest_version(lowest, requirement, tmp_path):
+    script = tmp_path / "scripts" / SCRIPT.name
+    script.parent.mkdir()
+    script.write_text(SCRIPT.read_text())
     text = f"[options]\ninstall_requires =\n    {requirement}\n[options.extras_require]\n"
     (tmp_path / "setup.cfg").write_text(text)
-    command = [sys.executable, tmp_path / "scripts/lowest_versions.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr == f"error: setup.cfg: {requirement!r} is not of the form name>=version\n"
+    said = lowest(code=1, script=script)[1]
+    assert said == f"error: setup.cfg: {requirement!r} is not of the form name>=version\n"

@@ -1,15 +1,11 @@
 """What works where Python lacks `fcntl` and the other names of POSIX, as on Windows."""
 
-import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import vcjax
-
-from ..subprocesses import ROOT
 
 WINDOWS = """
 import os, sys
@@ -54,31 +50,30 @@ except vcjax.errors.StorageError as error:
 """
 
 
-def windows(code, folder, *words):
-    """What some Python prints where the names of POSIX are hidden."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WINDOWS + code, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout + done.stderr
+@pytest.fixture
+def windows(processes, tmp_path):
+    """What some Python prints, to stdout and to stderr, where the names of POSIX are hidden."""
+
+    def run(code, exit_code=0):
+        words = ("-W", "ignore", "-c", WINDOWS + code)
+        out, errors = processes.start(sys.executable, *words, cwd=tmp_path).finish(exit_code)
+        assert "Traceback" not in errors
+        return out + errors
+
+    return run
 
 
 def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_repository_in_memory(tmp_path):
-    assert windows(MEMORY, tmp_path).splitlines() == ["2 30000.0 True 4", "unknown <unknown"]
+def test_a_repository_in_memory(windows):
+    assert windows(MEMORY).splitlines() == ["2 30000.0 True 4", "unknown <unknown"]
 
 
-def test_a_new_folder_is_refused_and_not_made(tmp_path):
+def test_a_new_folder_is_refused_and_not_made(windows, tmp_path):
     code = "from vcjax.cli import main; sys.exit(main(['init', 'repo']))"
-    said = windows(code, tmp_path)
+    said = windows(code, 1)
     assert said.startswith("error: cannot write to ")
     assert "this system has no fcntl.flock" in said
     assert "hint: keep the repository in a bucket" in said
@@ -95,7 +90,7 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_a_folder_is_read_and_not_written(tmp_path, write):
+def test_a_folder_is_read_and_not_written(windows, tmp_path, write):
     repo = vcjax.Repository.init(tmp_path / "repo")
     repo.commit({"w": np.zeros(90_000), "n": 0}, "zero")
     repo.commit({"w": np.zeros(90_000), "n": 1}, "one")
@@ -109,18 +104,18 @@ try:
 except vcjax.errors.StorageError as error:
     print(error)
 """
-    first, *said = windows(code, tmp_path).splitlines()
+    first, *said = windows(code).splitlines()
     assert first == "1 ['one', 'zero']"
     assert "this system has no fcntl.flock" in said[0]
     assert said[1].startswith("  hint: ")
     assert files(tmp_path) == before
 
 
-def test_checkpoint_files(tmp_path):
-    assert windows(FILES, tmp_path).split() == ["10"] * 3
+def test_checkpoint_files(windows):
+    assert windows(FILES).split() == ["10"] * 3
 
 
-def test_files_that_are_written_piece_by_piece_are_refused(tmp_path):
-    said = windows(SHARDS, tmp_path)
+def test_files_that_are_written_piece_by_piece_are_refused(windows):
+    said = windows(SHARDS)
     assert "this system has no os.pwrite" in said
     assert said.endswith("False\n")

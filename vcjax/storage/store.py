@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import tensorstore as ts
 
 from vcjax.errors import StorageError, VcjaxError
-from vcjax.storage.file_locks import empty_unlocked, locked, require_locks
 from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
 from vcjax.storage.urls import Location, parse_url
 
@@ -203,7 +203,9 @@ class Store:
         if self.location.folder is None:
             yield
             return
-        with locked(self.location.folder / LOCK_NAME):
+        fcntl = _fcntl(self.location.folder)
+        with (self.location.folder / LOCK_NAME).open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def delete(self, keys: Iterable[str]) -> None:
@@ -242,7 +244,7 @@ class Store:
             StorageError: a folder cannot be written safely on this system.
         """
         if self.location.folder is not None:
-            require_locks(self.location.folder)
+            _fcntl(self.location.folder)
         for key in self.leftovers(prefix):
             self._empty_leftover(key.removesuffix(TEMPORARY))
 
@@ -255,7 +257,14 @@ class Store:
         """
         if self.location.folder is None:
             return
-        empty_unlocked(self.location.folder / (key + TEMPORARY))
+        fcntl, path = _fcntl(self.location.folder), self.location.folder / (key + TEMPORARY)
+        with (
+            suppress(FileNotFoundError, PermissionError, BlockingIOError),
+            path.open("r+b") as file,
+        ):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # not renamed meanwhile
+                os.ftruncate(file.fileno(), 0)
 
     def remove_leftovers(self, keys: Iterable[str]) -> None:
         """Removes what `leftovers` found."""
@@ -273,7 +282,7 @@ class Store:
         folder = self.location.folder
         if folder is None:
             return
-        require_locks(folder)
+        _fcntl(folder)  # before anything is made
         with _storage_errors("create", self.url, ""):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
@@ -343,6 +352,23 @@ def _files(root: str, folder: str, beginning: str, without: Container[str]) -> l
         elif not name.endswith(_NO_KEYS):
             found.append(folder + name)
     return found
+
+
+def _fcntl(folder: Path) -> ModuleType:
+    """The module of file locks, which Windows lacks.
+
+    Imported when a folder is written: history in memory and in buckets works without.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise StorageError(
+            f"cannot write to {str(folder)!r}: this system has no fcntl.flock, "
+            "on which compare-and-set in a folder relies",
+            hint="keep the repository in a bucket (s3://, gs://) or in memory://; "
+            "on Windows, run vcjax in WSL",
+        ) from error
+    return fcntl
 
 
 def _fsync_folder(folder: Path) -> None:
