@@ -32,6 +32,7 @@ AT_THE_ROOT = {
     "test_layout.py",
     "test_pages.py",  # what pages point to
     "test_private_names.py",  # what other libraries do not promise
+    "test_requirements.py",  # what setup.cfg declares
     "test_scripts.py",
     "test_signatures.py",  # the types of all packages
     "test_walk.py",

@@ -8,6 +8,8 @@ import pytest
 
 from vcjax import Repository, formats
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def ok(cli):

@@ -20,6 +20,8 @@ from vcjax.repo import diff as comparing
 
 from .figures import figures, three_way
 
+pytestmark = pytest.mark.smoke
+
 ONE, TWO = np.array([1, 2], np.float32), np.array([1, 3], np.float32)
 
 STATUSES = {

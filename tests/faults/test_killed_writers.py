@@ -11,6 +11,7 @@ import pytest
 
 import vcjax
 from vcjax.objects.header import ArrayHeader
+from vcjax.storage.tensorstore_internals import TEMPORARY
 
 from .stored import files, same, tree
 
@@ -131,7 +132,7 @@ def test_what_a_killed_writer_left_is_not_mixed_in(tmp_path, kind):
     for path in files(tmp_path / "other", kind):
         stale = tmp_path / "repo" / path.relative_to(tmp_path / "other")
         stale.parent.mkdir(parents=True, exist_ok=True)
-        Path(f"{stale}.__lock").write_bytes(path.read_bytes() + b"of a killed writer")
+        Path(f"{stale}{TEMPORARY}").write_bytes(path.read_bytes() + b"of a killed writer")
     repo.commit(tree(3), "now")
     assert same(vcjax.Repository.open(repo.url).restore(), tree(3))
     assert repo.fsck().ok

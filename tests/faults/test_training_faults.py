@@ -10,6 +10,7 @@ import pytest
 import vcjax
 from vcjax.errors import StorageError
 from vcjax.repo import commit as committing
+from vcjax.storage.tensorstore_internals import TEMPORARY
 
 TRAINING = """
     import signal, sys
@@ -94,7 +95,7 @@ def test_a_disk_that_fills_up_in_the_background(tmp_path, processes):
     out, _ = processes.python(FULL, tmp_path).finish()
     assert out.splitlines() == ["refused True True", "2 2"]
     assert saved(tmp_path) == 4
-    assert not [path for path in tmp_path.rglob("*.__lock") if path.stat().st_size]
+    assert not [path for path in tmp_path.rglob(f"*{TEMPORARY}") if path.stat().st_size]
 
 
 def test_a_manager_on_a_disk_without_room_for_anything(tmp_path, monkeypatch):

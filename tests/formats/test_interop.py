@@ -24,6 +24,8 @@ from vcjax import errors, formats
 from vcjax.formats import arrays
 from vcjax.formats import msgpack as vcjax_msgpack
 
+pytestmark = pytest.mark.smoke
+
 
 def assert_same(left, right):
     assert type(left) is type(right)

@@ -18,6 +18,8 @@ from vcjax import hashing
 from vcjax.objects.zarr import ZARR_DTYPES
 from vcjax.tree import dtypes, storage_dtype
 
+pytestmark = pytest.mark.smoke
+
 BIG = 70_000  # bytes: more than go into a pack
 NARROW = {"int1": 1, "int2": 2, "int4": 4, "uint1": 1, "uint2": 2, "uint4": 4}
 MASKS = {"float6_e2m3fn": 0x3F, "float6_e3m2fn": 0x3F, "float4_e2m1fn": 0x0F, "bool": 1}

@@ -11,6 +11,8 @@ from vcjax import Repository
 from vcjax.errors import ConflictError, CorruptionError, RefError, RevisionError
 from vcjax.history import Head
 
+pytestmark = pytest.mark.smoke
+
 WRITER = """
 import sys
 import numpy as np

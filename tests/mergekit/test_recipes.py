@@ -14,6 +14,8 @@ from vcjax.formats.sharded import INDEX, read_folder
 from vcjax.mergekit.recipe import evaluate, parse_recipe, read_recipe
 from vcjax.mergekit.recipe_run import open_recipe
 
+pytestmark = pytest.mark.smoke
+
 LAYERS, WIDTH = 3, 24
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PARTS = {"self_attn.q_proj": (WIDTH, WIDTH), "mlp.up_proj": (2 * WIDTH, WIDTH), "norm": (WIDTH,)}

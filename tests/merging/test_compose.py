@@ -7,6 +7,8 @@ import pytest
 
 from vcjax import errors, merging
 
+pytestmark = pytest.mark.smoke
+
 
 def trees() -> list[dict]:
     return [

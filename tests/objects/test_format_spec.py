@@ -19,6 +19,8 @@ import pytest
 
 import vcjax
 
+pytestmark = pytest.mark.smoke
+
 # ---------------------------------------------------------------- derivation
 
 SIZES = {

@@ -15,7 +15,10 @@ from vcjax.errors import RepositoryExistsError, StorageError, StructureError
 
 from ..subprocesses import PATIENCE
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
+pytestmark = [
+    pytest.mark.smoke,
+    pytest.mark.filterwarnings("ignore:Sharding info not provided"),  # of Orbax
+]
 
 TREE = {"w": np.arange(6.0).reshape(2, 3), "b": {"x": jnp.ones(3)}}
 

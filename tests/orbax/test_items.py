@@ -13,7 +13,7 @@ import pytest
 from google.protobuf import struct_pb2
 
 from vcjax.errors import VcjaxError
-from vcjax.orbax.items.record import STANDARD
+from vcjax.orbax.orbax_internals import STANDARD
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of Orbax
 

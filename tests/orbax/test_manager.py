@@ -16,6 +16,8 @@ from vcjax.orbax.manager.policies import ranked
 
 from ..leaf_kinds import assert_restores, tree
 
+pytestmark = pytest.mark.smoke
+
 
 def Options(enable_async_checkpointing=False, **options):
     return vcjax.CheckpointManagerOptions(

@@ -12,6 +12,8 @@ import vcjax
 
 from ..subprocesses import PATIENCE
 
+pytestmark = pytest.mark.smoke
+
 MEGABYTES = 8
 
 

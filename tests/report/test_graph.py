@@ -7,6 +7,8 @@ import pytest
 
 from vcjax.report import draw, topological
 
+pytestmark = pytest.mark.smoke
+
 PICTURES = {
     "linear": (
         {"c": "b", "b": "a", "a": ""},

@@ -11,6 +11,8 @@ from vcjax import report
 from vcjax.cli import main
 from vcjax.errors import RevisionError, TreeError, VcjaxError
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def walked(repo):

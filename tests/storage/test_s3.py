@@ -11,6 +11,8 @@ from vcjax.storage import open_store
 
 from ..subprocesses import PATIENCE
 
+pytestmark = pytest.mark.smoke
+
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
 
 BUCKET = "models"

@@ -74,6 +74,7 @@ def test_ties_are_kept_in_order_across_slices(densities, tie_rule, count, device
     np.testing.assert_array_equal(found["w"], want)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "method", [merging.model_stock(), merging.karcher(), merging.ties_whole(0.3)], ids=str
 )

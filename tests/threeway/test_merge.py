@@ -8,6 +8,8 @@ import pytest
 from vcjax.errors import ConflictError, MergeError, RefError
 from vcjax.history import Commit, merge_bases
 
+pytestmark = pytest.mark.smoke
+
 ZERO, ONE, TWO = (np.full(2, value, np.float32) for value in (0, 1, 2))
 WIDE = np.full(2, 2, np.float64)
 

@@ -20,6 +20,8 @@ from vcjax.errors import ConflictError
 from vcjax.objects.header import read_chain
 from vcjax.objects.layout import leaf_key
 
+pytestmark = pytest.mark.smoke
+
 LAYER = (1024, 1024)
 LAYER_BYTES = 4 << 20
 

@@ -34,6 +34,8 @@ NOTE_BYTES = 256 * 1024 * 1024
 NOTE_SECONDS = 5.0
 """After so much, or so long, what is complete is forced to disk and noted."""
 
+_SYNC_DATA = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
 
 def is_folder(path: Path) -> bool:
     """Whether a folder holds safetensors in this naming."""
@@ -108,7 +110,8 @@ class ShardWriter:
 
     Raises:
         FormatError: safetensors has no such dtype.
-        StorageError: the folder has safetensors already, or cannot be written.
+        StorageError: the folder has safetensors already, or cannot be written; this system
+            cannot write in the middle of files.
     """
 
     def __init__(
@@ -119,6 +122,12 @@ class ShardWriter:
         key: str,
         shard_bytes: int = SHARD_BYTES,
     ):
+        if not hasattr(os, "pwrite"):
+            raise errors.StorageError(
+                f"cannot write {str(target)!r}: this system has no os.pwrite, by which tensors "
+                "are written piece by piece",
+                hint="on Windows, run vcjax in WSL",
+            )
         self._file = target if target.suffix == ".safetensors" else None
         self._folder = target.parent if self._file else target
         self._key = key
@@ -205,7 +214,7 @@ class ShardWriter:
 
     def _note(self) -> None:
         for handle in self._handles:
-            os.fdatasync(handle)
+            _SYNC_DATA(handle)
         with self._journal.open("a") as journal:
             journal.write(json.dumps(self._complete) + "\n")
             journal.flush()

@@ -221,6 +221,6 @@ def default_author() -> str:
 
     try:
         user = getpass.getuser()
-    except (OSError, KeyError):  # no such user in this container
+    except (OSError, KeyError, ImportError):  # no such user in this container; no `pwd`
         user = "unknown"
     return f"{user} <{user}@{socket.gethostname()}>"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from vcjax.errors import CorruptionError, MissingObjectError, StorageError, VcjaxError
 from vcjax.history import LeafEntry
 from vcjax.storage import Store
+from vcjax.storage.tensorstore_internals import is_full, is_missing, is_refused, is_unreachable
 
 OBJECT_FOLDERS = ("leaves", "packs", "groups")
 """Where objects are that a collector may take; each is a folder two levels below."""
@@ -75,20 +76,19 @@ def array_errors(
     except VcjaxError:
         raise
     except (ValueError, OSError, RuntimeError, IndexError, NotImplementedError) as error:
-        text = str(error)
-        if "No space left" in text or "quota" in text or "RESOURCE_EXHAUSTED" in text:
+        if is_full(error):
             hint = "the disk is full: free space and try again; no earlier commit is touched"
-            raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
+            raise StorageError(f"cannot write {subject}: {error}", hint=hint) from error
         if writing:
             hint = "check that you may write there; no earlier commit is touched"
-            raise StorageError(f"cannot write {subject}: {text}", hint=hint) from error
-        if "NOT_FOUND" in text or "missing" in text:
-            message = f"{subject} lacks a part of its data: {text}"
+            raise StorageError(f"cannot write {subject}: {error}", hint=hint) from error
+        if is_missing(error):
+            message = f"{subject} lacks a part of its data: {error}"
             raise MissingObjectError(message, hint=HINT, path=path) from error
-        if "Permission denied" in text or "Read-only" in text or "UNAVAILABLE" in text:
+        if is_refused(error) or is_unreachable(error):
             hint = "check that you may read and write there, and that it can be reached"
-            raise StorageError(f"cannot access {subject}: {text}", hint=hint) from error
-        message = f"{subject} is damaged: {text}"
+            raise StorageError(f"cannot access {subject}: {error}", hint=hint) from error
+        message = f"{subject} is damaged: {error}"
         raise CorruptionError(message, hint=HINT, path=path) from error
 
 

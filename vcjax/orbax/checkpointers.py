@@ -30,6 +30,7 @@ from vcjax.orbax.items.save import from_first, staged
 from vcjax.orbax.items.shared_save import Sharing
 from vcjax.orbax.items.stored_item import stored_items
 from vcjax.orbax.manager.options import CheckpointManagerOptions, is_local, process_timeout
+from vcjax.orbax.orbax_internals import registry_of
 from vcjax.processes.conversation import agree
 from vcjax.processes.group import several
 from vcjax.repo import Repository
@@ -73,8 +74,7 @@ class Checkpointer(ocp.AbstractCheckpointer):
         seconds = process_timeout(process_timeout_s, async_options)
         self._timeout_s = min(seconds, timeout_secs or seconds)
         if isinstance(handler, ocp.CompositeCheckpointHandler):
-            registry = handler._handler_registry
-            self._handlers = ItemHandlers(registry=registry, single=False)
+            self._handlers = ItemHandlers(registry=registry_of(handler), single=False)
         else:
             self._handlers = ItemHandlers(handlers=handler)
         self._single = bool(self._handlers.single)

@@ -20,6 +20,7 @@ import msgpack
 from vcjax import errors
 from vcjax.errors import ConflictError, ProcessError, ProcessTimeoutError, VcjaxError
 from vcjax.hashing import digest_bytes
+from vcjax.processes.jax_internals import coordination_client, is_too_late
 
 POLL_SECONDS = 0.5
 """How long one request for a message may wait; then it is seen who is still there."""
@@ -72,7 +73,7 @@ class Conversation:
         self.index = jax.process_index()
         self.count = jax.process_count()
         self._timeout = timeout_s
-        self._client = _client()
+        self._client = coordination_client()
         self._url = url
         self._topic = f"vcjax/{digest_bytes(url.encode()).hex()[:16]}"
         with _lock:
@@ -265,24 +266,14 @@ def _service() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # JaxRuntimeError, which there is no other way to tell apart
-        text = str(error)
-        if "DEADLINE_EXCEEDED" in text:
+        if is_too_late(error):
             raise _NotYetError from error
+        text = str(error)
         raise ProcessError(
             "JAX's coordination service cannot be reached; process 0, which hosts it, was "
             f"killed, most likely: {text.splitlines()[0] if text else error!r}",
             hint=_HINT,
         ) from error
-
-
-def _client() -> Any:
-    """The client of the coordination service.
-
-    JAX has no public name for it; Orbax, Flax and others reach it in the same way.
-    """
-    from jax._src import distributed
-
-    return distributed.global_state.client
 
 
 def _described(error: BaseException, process: int) -> dict[str, Any]:

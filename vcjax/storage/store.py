@@ -1,6 +1,5 @@
 """Reading, writing and compare-and-set of keys, durable on the local disk."""
 
-import fcntl
 import mmap
 import os
 import threading
@@ -9,18 +8,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import tensorstore as ts
 
-from vcjax.errors import StorageError
+from vcjax.errors import StorageError, VcjaxError
+from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
 from vcjax.storage.urls import Location, parse_url
 
 LOCK_NAME = ".lock"
 """The file that serialises `compare_and_set` in a folder."""
-
-TEMPORARY = ".__lock"
-"""How the names end under which TensorStore writes a file before renaming it."""
 
 _NO_KEYS = (TEMPORARY, LOCK_NAME)
 
@@ -49,14 +47,15 @@ def _storage_errors(action: str, url: str, key: str) -> Iterator[None]:
     """Turns TensorStore's errors (ValueError, OSError…) into `StorageError` with a hint."""
     try:
         yield
+    except VcjaxError:
+        raise
     except (ValueError, OSError, RuntimeError, NotImplementedError, TimeoutError) as error:
-        text = str(error)
         hint = "check that the place exists and that you may read and write it"
-        if "No space left" in text or "Disk quota" in text or "RESOURCE_EXHAUSTED" in text:
+        if is_full(error):
             hint = "the disk is full: free space and try again; nothing committed before is touched"
-        elif "Permission denied" in text or "Read-only" in text or "PERMISSION_DENIED" in text:
+        elif is_refused(error):
             hint = "this place is not writable for you"
-        raise StorageError(f"cannot {action} {key!r} in {url}: {text}", hint=hint) from error
+        raise StorageError(f"cannot {action} {key!r} in {url}: {error}", hint=hint) from error
 
 
 class Store:
@@ -204,6 +203,7 @@ class Store:
         if self.location.folder is None:
             yield
             return
+        fcntl = _fcntl(self.location.folder)
         with (self.location.folder / LOCK_NAME).open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -238,7 +238,13 @@ class Store:
         return sorted(path.relative_to(root).as_posix() for path in found)
 
     def empty_leftovers(self, prefix: str) -> None:
-        """Makes it safe to write below a folder in which a writer may have been killed."""
+        """Makes it safe to write below a folder in which a writer may have been killed.
+
+        Raises:
+            StorageError: a folder cannot be written safely on this system.
+        """
+        if self.location.folder is not None:
+            _fcntl(self.location.folder)
         for key in self.leftovers(prefix):
             self._empty_leftover(key.removesuffix(TEMPORARY))
 
@@ -251,7 +257,7 @@ class Store:
         """
         if self.location.folder is None:
             return
-        path = self.location.folder / (key + TEMPORARY)
+        fcntl, path = _fcntl(self.location.folder), self.location.folder / (key + TEMPORARY)
         with (
             suppress(FileNotFoundError, PermissionError, BlockingIOError),
             path.open("r+b") as file,
@@ -271,11 +277,12 @@ class Store:
         """Creates the folder of a local store, durably.
 
         Raises:
-            StorageError: it cannot be created.
+            StorageError: it cannot be created, or not be written safely on this system.
         """
         folder = self.location.folder
         if folder is None:
             return
+        _fcntl(folder)  # before anything is made
         with _storage_errors("create", self.url, ""):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
@@ -345,6 +352,23 @@ def _files(root: str, folder: str, beginning: str, without: Container[str]) -> l
         elif not name.endswith(_NO_KEYS):
             found.append(folder + name)
     return found
+
+
+def _fcntl(folder: Path) -> ModuleType:
+    """The module of file locks, which Windows lacks.
+
+    Imported when a folder is written: history in memory and in buckets works without.
+    """
+    try:
+        import fcntl
+    except ImportError as error:
+        raise StorageError(
+            f"cannot write to {str(folder)!r}: this system has no fcntl.flock, "
+            "on which compare-and-set in a folder relies",
+            hint="keep the repository in a bucket (s3://, gs://) or in memory://; "
+            "on Windows, run vcjax in WSL",
+        ) from error
+    return fcntl
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -13,7 +13,6 @@ import orbax.checkpoint.experimental.v1 as ocp_v1
 import pytest
 from etils import epath
 from google.protobuf import struct_pb2
-from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadataOptions
 
 import vcjax
 import vcjax.orbax
@@ -23,6 +22,7 @@ from vcjax.orbax.files.export import run_export
 from vcjax.orbax.files.export_plan import plan_export
 from vcjax.orbax.files.import_ import plan_import, run_import
 from vcjax.orbax.files.steps import read_directory
+from vcjax.orbax.orbax_internals import rich_types
 
 pytestmark = [  # about Orbax's own calls
     pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning"),
@@ -65,9 +65,7 @@ def test_json_and_protos_of_the_v1_api(repo, tmp_path, options, import_all, asse
 
 
 def test_rich_types_keep_tuples_and_namedtuples(repo, tmp_path, import_all, assert_same, export):
-    rich = ocp.PyTreeCheckpointHandler(
-        pytree_metadata_options=PyTreeMetadataOptions(support_rich_types=True)
-    )
+    rich = ocp.PyTreeCheckpointHandler(pytree_metadata_options=rich_types())
     given = {"pair": Pair(jnp.ones(2), (1, [2.5])), "empty": (), "none": None}
     with ocp.Checkpointer(rich) as checkpointer:
         checkpointer.save(tmp_path / "rich", args=ocp.args.PyTreeSave(given))

@@ -13,14 +13,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-# No public name reaches this option.
-from orbax.checkpoint._src.metadata.pytree_metadata_options import PyTreeMetadataOptions
-
 from vcjax import tree
 from vcjax.formats.files import storage_error
 from vcjax.orbax.files.export_plan import ExportedItem, ExportPlan
 from vcjax.orbax.items.handler_files import Files
 from vcjax.orbax.items.record import DEFAULT_ITEM
+from vcjax.orbax.orbax_internals import rich_types
 from vcjax.repo import Repository
 from vcjax.repo.restore import read_leaves
 from vcjax.tree import Leaf, LeafSpec, Node
@@ -76,9 +74,7 @@ def _write_single(folder: Path, plan: ExportPlan, value: PyTree) -> None:
 
 def _tree_handler() -> ocp.PyTreeCheckpointHandler:
     """Notes besides which containers were tuples and namedtuples, so that an import knows."""
-    return ocp.PyTreeCheckpointHandler(
-        pytree_metadata_options=PyTreeMetadataOptions(support_rich_types=True)
-    )
+    return ocp.PyTreeCheckpointHandler(pytree_metadata_options=rich_types())
 
 
 def _write_step(folder: Path, plan: ExportPlan, items: Mapping[str, PyTree]) -> Path:

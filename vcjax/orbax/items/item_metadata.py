@@ -9,9 +9,6 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
-# No public name builds what Orbax's handlers return for a tree.
-from orbax.checkpoint._src.metadata.tree import build_default_tree_metadata
-
 from vcjax import tree
 from vcjax.history import Commit, LeafEntry
 from vcjax.orbax.items import handler_files
@@ -19,6 +16,7 @@ from vcjax.orbax.items.handlers import ItemHandlers
 from vcjax.orbax.items.leaf_target import Wanted, resolve
 from vcjax.orbax.items.record import DEFAULT_ITEM, metrics_of
 from vcjax.orbax.items.stored_item import StoredItem, stored_items
+from vcjax.orbax.orbax_internals import tree_metadata
 from vcjax.repo import Repository
 from vcjax.tree import Node
 
@@ -54,7 +52,7 @@ def _item_metadata(item: StoredItem, handlers: ItemHandlers) -> object:
             return None
         return handler_files.metadata(handler, item)
     described = _tree_metadata(item.root, item, None)
-    return build_default_tree_metadata(described, custom_metadata=item.record.custom_metadata)
+    return tree_metadata(described, item.record.custom_metadata)
 
 
 def _tree_metadata(

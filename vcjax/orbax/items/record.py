@@ -18,14 +18,12 @@ from typing import Any, Literal
 
 from vcjax.errors import UnknownFormatError
 from vcjax.history import Commit, checked_metadata
+from vcjax.orbax.orbax_internals import STANDARD
 
 Kind = Literal["tree", "json", "files"]
 
 DEFAULT_ITEM = "default"
 """Orbax's name for the item of a step that was saved as one object."""
-
-STANDARD = "orbax.checkpoint._src.handlers.standard_checkpoint_handler.StandardCheckpointHandler"
-"""What Orbax calls the handler of trees. A name, which nothing is imported by."""
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ def checked_step(step: SupportsIndex) -> int:
         VcjaxError: it is no integer, or negative.
     """
     hint = "steps are integers from 0: int, or a NumPy or JAX integer scalar"
-    if isinstance(step, bool):
+    is_truth = isinstance(step, bool) or str(getattr(step, "dtype", "")) == "bool"
+    if is_truth:  # which Python, and NumPy 2.0, would take for integers
         raise VcjaxError(f"{step} is not a step", hint=hint)
     try:
         number = operator.index(step)
