@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from vcjax import merging
 from vcjax.history import Commit, MergeRequest, checked_metadata, checked_metrics
 from vcjax.history.commit import default_author
-from vcjax.merging.names import is_recipe
+from vcjax.merging.recipe_names import is_recipe
 from vcjax.merging.records import record_of_key, record_of_weights
 from vcjax.threeway.rules import Rules, as_pairs, check_rules
 

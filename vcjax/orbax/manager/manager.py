@@ -23,7 +23,7 @@ from vcjax.orbax.manager.open import Checkpointers, Handlers, handlers_of, open_
 from vcjax.orbax.manager.options import CheckpointManagerOptions, added
 from vcjax.orbax.manager.policies import Retention, as_policies_see, is_pure, rate, save_policy
 from vcjax.orbax.manager.step import Plan, Step, checked_step, same_step
-from vcjax.orbax.manager.step_reader import StepReader
+from vcjax.orbax.manager.step_reader import StepReader, require
 
 
 class StepAlreadyExistsError(StepExistsError, theirs.StepAlreadyExistsError):
@@ -340,7 +340,7 @@ class CheckpointManager(StepReader):
                 logging.warning("%s is read-only: step %d is not deleted", self.directory, step)
             return
         self._keeper.follow(self.wait_until_finished)
-        found = self._require(step)
+        found = require(self._keeper, step)
         if not self._keeper.delete(found):
             raise VcjaxError(
                 f"step {step} is not deleted: a branch, a tag or HEAD points to its commit "

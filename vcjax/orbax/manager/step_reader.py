@@ -1,6 +1,5 @@
 """The half of the checkpoint manager that changes nothing."""
 
-import copy
 import os
 import time
 from collections.abc import Mapping
@@ -38,10 +37,7 @@ class StepReader(ocp.AbstractCheckpointManager):
     @property
     def directory(self) -> Any:
         """The folder of the repository as `epath.Path`; the URL of one in memory."""
-        location = self.repo.store.location
-        if location.folder is not None:
-            return epath.Path(location.folder)
-        return self.repo.url if self.repo.url.startswith("memory:") else epath.Path(self.repo.url)
+        return folder_of(self.repo)
 
     @property
     def options(self) -> ocp.CheckpointManagerOptions:
@@ -60,8 +56,7 @@ class StepReader(ocp.AbstractCheckpointManager):
 
     def latest_step(self) -> int | None:
         """The largest step; None if there is none."""
-        latest = self._keeper.index.latest
-        return None if latest is None else latest.step
+        return latest(self._keeper)
 
     def best_step(self) -> int | None:
         """The best step by `best_fn`, None if no step has metrics; without it the latest one."""
@@ -98,7 +93,7 @@ class StepReader(ocp.AbstractCheckpointManager):
         """
         if step is None:
             return ocp.metadata.RootMetadata(custom_metadata=dict(self._keeper.root_metadata))
-        commit = self.repo.resolve(self._require(checked_step(step)).commit)
+        commit = self.repo.resolve(require(self._keeper, checked_step(step)).commit)
         return described(self.repo, commit, self._handlers)
 
     def item_metadata(self, step: int) -> PyTree[ocp.metadata.Metadata]:
@@ -149,59 +144,36 @@ class StepReader(ocp.AbstractCheckpointManager):
             StructureError: it does not fit; names every path, with both shapes.
             KeyError: there is no such item.
         """
-        if directory is not None:
-            other = copy.copy(self)
-            other.repo = Repository.open(directory, local=self.repo.processes.local)
-            other.repo.processes.timeout = self.repo.processes.timeout
-            other._keeper = StepKeeper(other.repo, self._options)
-            other._keeper.reload()
-            return other.restore(step, items, restore_kwargs, args=args, like=like)
-        began = time.time()
+        keeper = self._keeper if directory is None else self._keeper_of(directory)
+        repo, began = keeper.repo, time.time()
         if step is None:
-            step = self.repo.processes.agree(lambda _: self.latest_step(), self._keeper.settle)
+            step = repo.processes.agree(lambda _: latest(keeper), keeper.settle)
         else:
             step = checked_step(step)
         if step is None:
-            raise FileNotFoundError(f"no step has been saved in {self.directory}")
-        if self.repo.processes.is_shared:
-            self._take_in(step)
-        commit = self.repo.resolve(self._require(step).commit)
+            raise FileNotFoundError(f"no step has been saved in {folder_of(repo)}")
+        if repo.processes.is_shared:
+            take_in(keeper, step)
+        commit = repo.resolve(require(keeper, step).commit)
         if like is None and items is not None and not self._handlers.are_given:
             like = items
         if like is not None:
-            result = self.repo.restore(commit, like)
+            result = repo.restore(commit, like)
         else:
             given: Arguments | None = args
             if args is None and (items is not None or restore_kwargs):
                 given = self._handlers.to_restore(items, restore_kwargs or {})
-            result = restored(self.repo, commit, self._handlers, given)
+            result = restored(repo, commit, self._handlers, given)
         self._log("restore", step, began)
         return result
 
-    def _require(self, step: int) -> Step:
-        self._keeper.settle()
-        found = self._keeper.index.get(step)
-        if found is not None:
-            return found
-        if step in self._keeper.dropped:
-            self.repo.require_data(self.repo.history.commit(self._keeper.dropped[step]))
-        found = self._keeper.beside(step)
-        if found is not None:
-            return found
-        known = ", ".join(map(str, self.all_steps()[-5:])) or "none"
-        raise FileNotFoundError(
-            f"there is no step {step} in {self.directory}; the latest are: {known}"
-        )
-
-    def _take_in(self, step: int) -> None:
-        """Sees to it that all processes know a step that others have saved, or none does."""
-
-        def is_unknown() -> bool:
-            self._keeper.settle()
-            return step not in self._keeper.index and step not in self._keeper.dropped
-
-        if self.repo.processes.agree(any, is_unknown):
-            self._keeper.follow(self._keeper.settle)
+    def _keeper_of(self, directory: str | os.PathLike[str]) -> StepKeeper:
+        """The steps of another repository, seen as this manager sees its own."""
+        repo = Repository.open(directory, local=self.repo.processes.local)
+        repo.processes.timeout = self.repo.processes.timeout
+        keeper = StepKeeper(repo, self._options)
+        keeper.reload()
+        return keeper
 
     def _log(self, event: str, step: int, began: float) -> None:
         if self._logger is not None:
@@ -220,3 +192,50 @@ class StepReader(ocp.AbstractCheckpointManager):
     @property
     def _track_best(self) -> bool:
         return self._options.best_fn is not None
+
+
+def folder_of(repo: Repository) -> Any:
+    """The folder of a repository as `epath.Path`; the URL of one in memory."""
+    location = repo.store.location
+    if location.folder is not None:
+        return epath.Path(location.folder)
+    return repo.url if repo.url.startswith("memory:") else epath.Path(repo.url)
+
+
+def latest(keeper: StepKeeper) -> int | None:
+    """The largest step; None if there is none."""
+    found = keeper.index.latest
+    return None if found is None else found.step
+
+
+def require(keeper: StepKeeper, step: int) -> Step:
+    """A step that is to be restored.
+
+    Raises:
+        PrunedError: a policy let its data go.
+        FileNotFoundError: there is none.
+    """
+    keeper.settle()
+    found = keeper.index.get(step)
+    if found is not None:
+        return found
+    if step in keeper.dropped:
+        keeper.repo.require_data(keeper.repo.history.commit(keeper.dropped[step]))
+    found = keeper.beside(step)
+    if found is not None:
+        return found
+    known = ", ".join(str(other.step) for other in keeper.index.ordered[-5:]) or "none"
+    raise FileNotFoundError(
+        f"there is no step {step} in {folder_of(keeper.repo)}; the latest are: {known}"
+    )
+
+
+def take_in(keeper: StepKeeper, step: int) -> None:
+    """Sees to it that all processes know a step that others have saved, or none does."""
+
+    def is_unknown() -> bool:
+        keeper.settle()
+        return step not in keeper.index and step not in keeper.dropped
+
+    if keeper.repo.processes.agree(any, is_unknown):
+        keeper.follow(keeper.settle)
