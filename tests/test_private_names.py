@@ -51,9 +51,7 @@ MODULES = {module for _, module in ROWS}
 @pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_there(name):
-    found = re.match(r"[\w.]+", name)
-    assert found is not None
-    parts = found[0].split(".")
+    parts = re.findall(r"[\w.]+", name)[0].split(".")
     for end in range(1, len(parts) + 1):
         try:
             importlib.import_module(".".join(parts[:end]))
@@ -128,7 +126,7 @@ def answer(monkeypatch):
 
         do_HEAD = do_GET
 
-        def log_message(self, format, *args):
+        def log_message(self, format, *_):
             """Says nothing on the terminal."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -219,7 +217,7 @@ def private_uses(parsed, own):
                 } - OURS
             case ast.ImportFrom(module=module, names=names, level=level):
                 is_ours = level or (module or "").partition(".")[0] in OURS
-                parts = [] if is_ours else [*str(module).split("."), *(a.name for a in names)]
+                parts = [] if is_ours else [*(module or "").split("."), *(a.name for a in names)]
                 foreign |= set() if is_ours else {alias.asname or alias.name for alias in names}
             case ast.Attribute(attr=name, value=value):
                 known = name in own and not (isinstance(value, ast.Name) and value.id in foreign)

@@ -179,7 +179,7 @@ def test_layers_of_nnx_states() -> None:
     found = merging.optimise(
         merging.linear,
         {"weights": 0.5},
-        lambda tree: sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)),
+        lambda tree: jnp.asarray(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))),
         [state(0), state(1)],
         per="leaf",
         steps=1,

@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 
 import vcjax
 from vcjax import merging
+
+from ..subprocesses import Processes, environment
 
 MODULE = '''
 import dataclasses
@@ -48,18 +50,15 @@ def install(folder: Path, name: str, entries: str, module: str = MODULE) -> None
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Any:
-    """Runs a command with the distributions of `tmp_path / "site"` installed."""
+def run(tmp_path: Path, processes: Processes) -> Any:
+    """Runs Python with the distributions of `tmp_path / "site"` installed: (stdout, stderr)."""
     site = tmp_path / "site"
     site.mkdir()
-    root = Path(vcjax.__file__).parents[1]
-    path = os.pathsep.join([str(site), str(root)])
-    given = {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    given = environment()
+    given["PYTHONPATH"] = os.pathsep.join([str(site), given["PYTHONPATH"]])
 
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *words], env=given, cwd=tmp_path, text=True, capture_output=True
-        )
+    def call(*words: str, code: int = 0) -> tuple[str, str]:
+        return processes.start(sys.executable, *words, env=given, cwd=tmp_path).finish(code)
 
     return call
 
@@ -93,24 +92,20 @@ def test_a_method_of_a_package_is_listed_found_recorded_and_run_again(
         print(json.dumps([merging.methods(), merging.to_config(method), merged, config,
                           sweep.values.tolist(), merging.to_config(again) == config]))
     """
-    found = run("-c", "\n".join(line[8:] for line in script.splitlines()))
-    assert found.returncode == 0, found.stderr
-    names, config, value, other, swept, same = json.loads(found.stdout)
+    found, _ = run("-c", textwrap.dedent(script))
+    names, config, value, other, swept, same = json.loads(found)
     assert names == sorted([*merging.methods(), "halve"])
     assert config == {"name": "halve", "parameters": {"factor": 0.25, "times": 1}}
     assert (value, other["name"], swept, same) == (1.0, "pkg:other", [1.0, 2.0], True)
     # The command line in two more processes: one merges, one merges again.
     words = ("merge", "--whole", "one", "two")
-    made = run(*VCJAX, *words, "--method=halve(factor=0.5, times=2)")
-    assert made.returncode == 0, made.stderr
+    run(*VCJAX, *words, "--method=halve(factor=0.5, times=2)")
     np.testing.assert_array_equal(vcjax.Repository.open(merged.url).restore()["w"], np.full(3, 1.0))
-    again = run(*VCJAX, "merge", "--rerun", "HEAD")
-    assert again.returncode == 0, again.stderr
+    run(*VCJAX, "merge", "--rerun", "HEAD")
     # Without the package it cannot be done, and that is said.
     (tmp_path / "site" / "pkg-1.0.dist-info" / "entry_points.txt").unlink()
-    gone = run(*VCJAX, "merge", "--rerun", "HEAD")
-    assert gone.returncode == 1
-    assert "no merge method 'halve'" in gone.stderr
+    _, problems = run(*VCJAX, "merge", "--rerun", "HEAD", code=1)
+    assert "no merge method 'halve'" in problems
 
 
 BROKEN = """
@@ -150,9 +145,8 @@ def test_broken_plug_ins_are_named_and_break_nothing_else(tmp_path: Path, run: A
         ties = merging.to_config(merging.from_config("ties"))
         print(json.dumps([found, merging.methods(), config, ties]))
     """
-    result = run("-c", "\n".join(line[8:] for line in script.splitlines()))
-    assert result.returncode == 0, result.stderr
-    found, names, config, ties = json.loads(result.stdout)
+    result, problems = run("-c", textwrap.dedent(script))
+    found, names, config, ties = json.loads(result)
     for name, (message, hint) in found.items():
         assert MESSAGES[name] in message
         assert name in message
@@ -162,4 +156,4 @@ def test_broken_plug_ins_are_named_and_break_nothing_else(tmp_path: Path, run: A
     assert config == {"name": "works", "parameters": {"factor": 0.5, "times": 1}}  # pkg's
     assert ties["parameters"]["density"] == 0.2  # vcjax's own
     for words in ("pkg:halve has this name already", "vcjax has a method or step of this name"):
-        assert words in result.stderr
+        assert words in problems

@@ -1,12 +1,8 @@
 """The shapes in signatures are those that arrays have, of every method, rank by rank."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-import vcjax
+from ..subprocesses import ROOT, Processes
 
 CHECKED = """
     import sys
@@ -32,14 +28,8 @@ CHECKED = """
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["right", "wrong"])
-def test_signatures_hold_at_run_time(mode: str) -> None:
+def test_signatures_hold_at_run_time(mode: str, processes: Processes) -> None:
     pytest.importorskip("beartype")
-    code = "\n".join(line[4:] for line in CHECKED.splitlines())
-    words = [sys.executable, "-c", code, mode]
-    done = subprocess.run(
-        words, cwd=Path(vcjax.__file__).parents[1], text=True, capture_output=True
-    )
-    if mode == "right":
-        assert done.returncode == 0, done.stderr[-2000:]
-    else:
-        assert "TypeCheckError" in done.stderr
+    right = mode == "right"
+    _, problems = processes.python(CHECKED, mode, cwd=ROOT).finish(0 if right else 1)
+    assert right or "TypeCheckError" in problems

@@ -198,7 +198,7 @@ def test_hooks_do_not_run():
         raise RuntimeError
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "hooks are deprecated")  # from Flax 0.12.7 on
+        warnings.filterwarnings("ignore", "Variable hooks are deprecated")  # from Flax 0.12.7 on
         variable = nnx.Param(jnp.ones(2), on_get_value=hook, on_set_value=hook)
     root = tree.flatten(nnx.State({"a": variable}))
     back = tree.unflatten_like(root, nnx.State({"a": variable}))
