@@ -62,7 +62,7 @@ def test_a_full_disk(small_disk):
     fresh = vcjax.Repository.open(small_disk / "repo")
     assert fresh.resolve("HEAD").digest == kept.digest
     assert fresh.fsck().ok
-    fresh.gc(force=True)
+    fresh.gc(unsafe=True)
     fresh.commit({"w": np.arange(100_000.0)}, "fits")
     assert fresh.fsck().ok
 

@@ -112,11 +112,11 @@ def test_log_of_a_detached_head(detached):
 def test_gc_keeps_what_a_detached_head_has_reached(detached, monkeypatch):
     loose = detached.commit({"a": np.arange(200_000.0)}, "loose")
     detached.switch("main")
-    detached.gc(force=True)
+    detached.gc(unsafe=True)
     np.testing.assert_equal(detached.restore(loose)["a"], np.arange(200_000.0))
     later = time.time() + 100 * 24 * 3600
     monkeypatch.setattr(time, "time", lambda: later)
-    assert loose.digest in detached.gc(force=True).commits
+    assert loose.digest in detached.gc(unsafe=True).commits
     assert detached.fsck().ok
 
 
@@ -225,7 +225,7 @@ def test_former_states_are_kept_by_when_they_were_replaced(repo):
     repo.commit({"w": 2}, "new")
     repo.branch("elsewhere")
     repo.refs.undo("refs/heads/elsewhere")
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     assert repo.undo().commit == old.commit
     assert repo.restore() == {"w": 1}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from vcjax.errors import RefError
 from vcjax.history import Commit, Head, Ref
 from vcjax.history.refnames import HEADS, TAGS, check_name
-from vcjax.objects.layout import GRACE_SECONDS
+from vcjax.objects.layout import COMMIT_SECONDS, GRACE_SECONDS
 from vcjax.processes.group import Group
 from vcjax.repo import settings as settings_
 from vcjax.repo.merges import Merges
@@ -352,22 +352,35 @@ class Repository(Reader):
         return self.refs.undo(HEADS + branch)
 
     def gc(
-        self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
+        self,
+        *,
+        dry_run: bool = False,
+        grace: float = GRACE_SECONDS,
+        force: bool = False,
+        unsafe: bool = False,
     ) -> "GcPlan":
         """Deletes what nothing leads to and was not written lately.
 
         Args:
             dry_run: only say what would be deleted.
-            grace: spare what is younger than this, seconds.
-            force: spare nothing for its age. Unsafe while others commit.
+            grace: spare what is younger than this, seconds by the store's clock.
+            force: spare only what is younger than a commit may take, 10 minutes.
+            unsafe: spare nothing for its age. A commit that somebody is making just now
+                may lose its data, and be refused or damaged.
 
         Returns:
             What was, or would be, deleted.
+
+        Raises:
+            CorruptionError: something live cannot be read; nothing is deleted then.
+            StorageError: the store does not say what time it is.
         """
         from vcjax import objects
 
         parts = self.refs, self.history, self.prunings, self.objects
-        plan = objects.plan_gc(*parts, grace=float("-inf") if force else grace)
+        if force:
+            grace = min(grace, COMMIT_SECONDS)
+        plan = objects.plan_gc(*parts, grace=float("-inf") if unsafe else grace)
         if not dry_run:
             objects.sweep(plan, *parts)
             self.__dict__.pop("_pruner", None)  # it knows of commits that are gone
