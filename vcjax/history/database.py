@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from vcjax.errors import MissingObjectError
-from vcjax.history.collecting import Collecting
+from vcjax.history.collection import Collecting
 from vcjax.history.commit import Commit, commit_key
 from vcjax.history.keys import is_record
 from vcjax.history.manifest import Manifest, manifest_key

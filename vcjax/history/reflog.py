@@ -127,6 +127,13 @@ def gaps(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 def _put_back(ref: Ref, newest: Ref) -> CorruptionError:
     """What is to be said of a ref whose log has other and newer states."""
+    if newest.sequence == ref.sequence:
+        return CorruptionError(
+            f"{ref.name} is at {ref.commit[:8]}, and its log says of the same state, number "
+            f"{ref.sequence}, that it was at {newest.commit[:8]}",
+            hint=f"{_command(ref, newest.commit)} goes by the log, "
+            f"{_command(ref, ref.commit)} by the ref",
+        )
     return CorruptionError(
         f"{ref.name} was put back to its state {ref.sequence}, commit {ref.commit[:8]}; "
         f"its log goes on to state {newest.sequence}, commit {newest.commit[:8]}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from vcjax.errors import StorageError, VcjaxError
 from vcjax.history import Commit, History, KeptMerges, Prunings, Refs
-from vcjax.history.collecting import DELETION_SECONDS, PREFIX, UNUSED, Collecting
+from vcjax.history.collection import DELETION_SECONDS, PREFIX, UNUSED, Collecting
 from vcjax.history.commit import commit_key
 from vcjax.history.keys import FOLDERS, is_ours, object_of
 from vcjax.history.manifest import manifest_key
@@ -214,7 +214,7 @@ def sweep(
     Each object is first marked as being deleted by compare-and-set of its
     header: a writer that relies on it meanwhile either renews the header first,
     and it is spared, or sees the mark and stores the leaf anew. Of commits and manifests
-    that is said beside them (`vcjax.history.collecting`).
+    that is said beside them (`vcjax.history.collection`).
 
     What came to be referenced since the plan was made is spared.
     """

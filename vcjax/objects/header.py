@@ -9,7 +9,7 @@ from typing import Any
 from vcjax import updates
 from vcjax.errors import CorruptionError, UnknownFormatError
 from vcjax.hashing import checksum
-from vcjax.history.collecting import DELETION_SECONDS
+from vcjax.history.collection import DELETION_SECONDS
 from vcjax.objects.layout import EMPTIED_SECONDS, RELY_SECONDS, group_key, leaf_key
 from vcjax.objects.relation import Base, Relation, checked_digest
 from vcjax.storage import Store

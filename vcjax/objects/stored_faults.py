@@ -72,24 +72,33 @@ def _inner_faults(store: Store, headers: Iterable[tuple[str, ArrayHeader]]) -> I
         yield key, "differs from what the group says of the array" if there else "is missing"
 
 
-def _size_faults(store: Store, key: str, header: ArrayHeader) -> Iterator[Fault]:
-    """Chunks that are longer than they should be, where to ask for their size costs nothing."""
+def excess(store: Store, key: str, header: ArrayHeader) -> dict[str, int]:
+    """{chunk that is longer than it should be: how many bytes it should have}.
+
+    Looked for where to ask for a size costs nothing: in a folder.
+    """
     if store.location.folder is None:
-        return
+        return {}
     folders = {header.array_key(key): header}
     if header.relation is not None:
         folders = {
             f"{key}/{name}": ArrayHeader(part.metadata, part.digest, (), part.dtype, 0.0)
             for name, part in header.relation.parts.items()
         }
+    found: dict[str, int] = {}
     for folder, array in folders.items():
         if not array.dtype or arrays.raw_key(array, folder, ()) is None:
             continue
         shape = array.metadata["chunk_grid"]["configuration"]["chunk_shape"]
         nbytes = math.prod(shape) * storage_dtype(array.dtype).itemsize + CHECKSUM_BYTES
-        for chunk in store.keys(f"{folder}/c"):
-            if (size := store.size(chunk)) > nbytes:
-                yield chunk, f"has {size:,} bytes, {size - nbytes:,} more than were written"
+        chunks = store.keys(f"{folder}/c")
+        found |= {chunk: nbytes for chunk in chunks if store.size(chunk) > nbytes}
+    return found
+
+
+def _size_faults(store: Store, key: str, header: ArrayHeader) -> Iterator[Fault]:
+    for chunk, nbytes in excess(store, key, header).items():
+        yield chunk, f"has {store.size(chunk):,} bytes, and {nbytes:,} were written"
 
 
 def _relation_faults(

@@ -6,7 +6,6 @@ from vcjax.cli.command import Command
 from vcjax.cli.session import Session
 from vcjax.report import Span, format_bytes, line
 
-
 _COST = (
     "Nothing was spared for its age: if somebody was committing meanwhile, "
     "`vcjax fsck` says whether that commit is whole"
@@ -73,8 +72,8 @@ COMMAND = Command(
     usage="",
     run=run,
     define=define,
-    details="Former states of refs keep their commits for 90 days. Ages are told by the store's own "
-    "clock. Files of other programs, and what symbolic links lead to, are left alone. --force spares "
-    "the last 10 minutes nevertheless, so that commits in progress stay whole; --unsafe does not: "
-    "what is being committed meanwhile may be lost.",
+    details="Former states of refs keep their commits for 90 days. Ages are told by the store's "
+    "own clock. Files of other programs, and what symbolic links lead to, are left alone. --force "
+    "spares the last 10 minutes nevertheless, so that commits in progress stay whole; --unsafe "
+    "does not: what is being committed meanwhile may be lost.",
 )

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from vcjax.history import canonical
 from vcjax.history.keys import is_ours
@@ -62,7 +63,7 @@ class Collecting:
                     return True
         return False
 
-    def _announcements(self) -> dict[str, dict[str, list[str]]]:
+    def _announcements(self) -> dict[str, dict[str, Any]]:
         names = [key for key in self._store.keys(PREFIX) if is_ours(key) and key != UNUSED]
         values = zip(names, self._store.read_many(names) if names else [], strict=True)
         return {
