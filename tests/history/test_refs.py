@@ -159,6 +159,7 @@ def test_a_lost_branch(repo, cli_in):
     assert repo.fsck().ok
     assert [state.commit for state in repo.refs.log("refs/heads/main")] == [
         second.digest,
+        second.digest,
         first.digest,
     ]
     assert repo.commit({"a": 3}, "third").parents == (second.digest,)
