@@ -67,7 +67,7 @@ def test_upgrade(old, cli):
     check_content(repo)
     for key in [*repo.store.keys("refs/"), *repo.store.keys("log/")]:
         name = key.removeprefix("log/").partition("@")[0]
-        assert json.loads(repo.store.read(key))["name"] == name
+        assert json.loads(repo.store.read(key) or b"")["name"] == name
     objects = [path for path in before if path.relative_to(old).parts[0] in ("leaves", "commits")]
     assert all(path.read_bytes() == before[path] for path in objects)
     assert repo.upgrade().records == ()

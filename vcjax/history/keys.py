@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 
 from vcjax.history.refnames import HEAD, KINDS, is_name, prefix_of, short_name
+from vcjax.storage.tensorstore_internals import TEMPORARY
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -74,7 +75,7 @@ def object_of(key: str) -> str | None:
 
 def is_ours(key: str) -> bool:
     """Whether a key is one that the disk format has; temporary files are none."""
-    if key.endswith(".__lock"):
+    if key.endswith(TEMPORARY):
         return False
     if key.startswith("merges/"):
         target = key.removeprefix("merges/")

@@ -16,6 +16,7 @@ from vcjax.objects.layout import GRACE_SECONDS, OBJECT_FOLDERS
 from vcjax.objects.liveness import Live, live_of, looked_again, needs_of, tips_of, whole_of
 from vcjax.objects.store import ObjectStore
 from vcjax.storage import Store
+from vcjax.storage.tensorstore_internals import TEMPORARY
 
 REFLOG_SECONDS = 90 * 24 * 3600.0
 """How long a former state of a ref keeps its commits alive."""
@@ -164,7 +165,7 @@ def _leftovers(store: Store, ages: _Ages, grace: float) -> list[str]:
     found = [
         key
         for key in store.leftovers("")
-        if key.partition("/")[0] in FOLDERS or is_ours(key.partition(".__")[0])
+        if key.partition("/")[0] in FOLDERS or is_ours(key.removesuffix(TEMPORARY))
     ]
     found += filter(is_ours, store.keys("merging/", links=False))
     words = [key for key in store.keys(PREFIX, links=False) if is_ours(key) and key != UNUSED]

@@ -170,6 +170,7 @@ class Store:
         root = self.location.folder
         if root is not None:
             with _storage_errors("ask the time of", self.url, LOCK_NAME):
+                folders_.fcntl_of(root)  # where nothing may be written, nothing is touched
                 return folders_.now(root, LOCK_NAME)
         if self.location.spec["driver"] == "memory":
             return time.time()
@@ -300,7 +301,10 @@ class Store:
         """
         if self.location.folder is None:
             return
-        fcntl, path = folders_.fcntl_of(self.location.folder), self.location.folder / (key + TEMPORARY)
+        fcntl, path = (
+            folders_.fcntl_of(self.location.folder),
+            self.location.folder / (key + TEMPORARY),
+        )
         with (
             suppress(FileNotFoundError, PermissionError, BlockingIOError),
             path.open("r+b") as file,
