@@ -34,7 +34,7 @@ class Mortal:
     """
 
     def __init__(self, patch, reverse):
-        self.left = None
+        self.left: int | None = None
         order = (lambda items: list(items)[::-1]) if reverse else list
         for name in ("write_many", "delete", "remove_leftovers"):
             patch.setattr(Store, name, self._each(getattr(Store, name), order))
@@ -196,6 +196,7 @@ def test_killed_before_any_operation(tmp_path, monkeypatch, work, reverse):
     prepare(tmp_path / "before")
     before = expected_after(tmp_path / "before", work)
     mortal = Mortal(monkeypatch, reverse)
+    survived, finished = 0, False
     for survived in range(500):
         folder = tmp_path / f"{survived}"
         if (tmp_path / "before").exists():

@@ -13,6 +13,7 @@ from vcjax.history import Manifest
 from vcjax.history.collection import Collecting
 from vcjax.history.commit import commit_key
 from vcjax.history.manifest import manifest_key
+from vcjax.objects import plan_gc, sweep
 from vcjax.objects.layout import COMMIT_SECONDS, GRACE_SECONDS
 from vcjax.storage import Store
 from vcjax.tree import Node
@@ -119,14 +120,12 @@ def test_a_commit_of_a_dead_tree_beside_a_collector(url, when, monkeypatch):
     repo = vcjax.Repository.init(url)
     repo.commit(tree(0), "kept")
     loose(repo)
-    plan = vcjax.objects.plan_gc(
-        repo.refs, repo.history, repo.prunings, repo.objects, float("-inf")
-    )
+    plan = plan_gc(repo.refs, repo.history, repo.prunings, repo.objects, float("-inf"))
     assert plan.manifests
     writer = vcjax.Repository.open(url)
     if when == "before":
         writer.commit(tree(7), "again")
-    vcjax.objects.sweep(plan, repo.refs, repo.history, repo.prunings, repo.objects)
+    sweep(plan, repo.refs, repo.history, repo.prunings, repo.objects)
     if when == "after":
         writer.commit(tree(7), "again")
     fresh = vcjax.Repository.open(url)
