@@ -79,6 +79,7 @@ REPORTS = {
     "undo": ("undo", ["undo"]),
     "fsck": ("fsck", ["fsck"]),
     "gc": ("gc", ["gc"]),
+    "upgrade": ("upgrade", ["upgrade"]),
     "stats": ("stats", ["stats"]),
     "doctor": ("doctor", ["doctor"]),
 }

@@ -327,7 +327,7 @@ def test_care(ok, cli, project, document, tmp_path):
     stray.mkdir()
     (stray / f"{'0' * 64}.msgpack").write_bytes(b"x")
     assert document("gc", "--grace=1")["manifests"] == []
-    assert document("gc", "--force")["manifests"] == ["0" * 64]
+    assert document("gc", "--unsafe")["manifests"] == ["0" * 64]
     assert not list(stray.glob("*"))
     counts = document("stats")
     assert (counts["commits"], counts["leaves"]) == (3, 12)

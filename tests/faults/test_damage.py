@@ -140,7 +140,7 @@ def test_each_place_of_a_leaf_is_checked(repo):
     np.testing.assert_array_equal(repo.restore("main")["w"], shared)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", True, None])
 def test_unknown_repository_version(repo, version):
     (repo.store.location.folder / "vcjax.json").write_text(json.dumps({"format": version}))
     with pytest.raises(UnknownFormatError, match="format version"):

@@ -62,7 +62,7 @@ def test_a_full_disk(small_disk):
     fresh = vcjax.Repository.open(small_disk / "repo")
     assert fresh.resolve("HEAD").digest == kept.digest
     assert fresh.fsck().ok
-    fresh.gc(force=True)
+    fresh.gc(unsafe=True)
     fresh.commit({"w": np.arange(100_000.0)}, "fits")
     assert fresh.fsck().ok
 
@@ -95,6 +95,26 @@ def test_a_disk_that_fills_up_to_the_last_byte(small_disk):
     assert fresh.resolve("HEAD").digest == acknowledged[-1]
     assert [commit.digest for commit in fresh.log()] == acknowledged[::-1]
     assert fresh.fsck().ok
+
+
+def test_pruning_frees_a_disk_that_is_full_to_the_last_byte(small_disk):
+    """The notes are empty files, and say why as soon as there is space for it."""
+    repo = vcjax.Repository.init(small_disk / "repo")
+    commits = [repo.commit({"w": np.full(40_000, i, np.float32)}, f"{i}") for i in range(3)]
+    descriptor = os.open(small_disk / "filler", os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        fill(descriptor)
+    os.close(descriptor)
+    before = os.statvfs(small_disk).f_bfree
+    report = vcjax.Repository.open(repo.url).prune(["HEAD~2"], "keeping two")
+    assert report.commits == (commits[0].digest,)
+    assert (os.statvfs(small_disk).f_bfree - before) * 4096 > 100_000
+    fresh = vcjax.Repository.open(repo.url)
+    with pytest.raises(vcjax.errors.PrunedError, match="keeping two"):
+        fresh.restore(commits[0])
+    assert fresh.restore("HEAD~1")["w"][0] == 1
+    assert fresh.fsck().problems == []
+    fresh.commit({"w": np.full(10_000, 7, np.float32)}, "fits")
 
 
 READ_ONLY = """

@@ -84,7 +84,7 @@ def test_killed_at_fifty_random_points(repo, processes):
         assert restored["step"] == step
         assert (restored["big"] == seed * 1000 + step).all()
     fresh.commit({"next": 1}, "works")
-    fresh.gc(force=True)
+    fresh.gc(unsafe=True)
     assert fresh.fsck().ok
     assert not fresh.store.leftovers("leaves")
 
@@ -102,10 +102,10 @@ def test_a_crash_before_the_ref_moves_leaves_no_trace(repo, monkeypatch):
     assert [commit.message for commit in repo.log()] == ["kept"]
     assert repo.fsck().ok
     assert len(repo.gc(dry_run=True).commits) == 0
-    plan = repo.gc(force=True)
+    plan = repo.gc(unsafe=True)
     assert (len(plan.commits), len(plan.manifests), len(plan.objects)) == (1, 1, 1)
     assert repo.fsck().ok
-    assert repo.gc(dry_run=True, force=True).objects == ()
+    assert repo.gc(dry_run=True, unsafe=True).objects == ()
 
 
 def test_interrupted_deletion_is_taken_over(repo, monkeypatch):

@@ -272,6 +272,6 @@ def test_what_a_clock_ahead_wrote_is_young_for_the_collector(repo, clock, monkey
     clock.ahead = 0.0
     plan = repo.gc()
     assert (plan.commits, plan.objects) == ((), ())
-    forced = repo.gc(force=True)
+    forced = repo.gc(unsafe=True)
     assert (len(forced.commits), len(forced.objects)) == (1, 1)
     assert repo.fsck().ok

@@ -299,11 +299,12 @@ def test_records_carry_their_checksum(committed):
     _, folder, commit = committed
     ref = json.loads((folder / "refs/heads/main").read_text())
     assert ref["commit"] == commit.digest
-    assert set(ref) == {"commit", "sequence", "time", "reason", "nonce", "check"}
+    assert set(ref) == {"name", "commit", "sequence", "time", "reason", "nonce", "check"}
     head = json.loads((folder / "HEAD").read_text())
     assert head["ref"] == "refs/heads/main"
     settings = json.loads((folder / "vcjax.json").read_text())
-    assert settings["format"] == 1
+    assert settings["format"] == 2
+    assert settings["needs"] == []
     for body in (ref, head, settings):
         assert body["check"] == checksum(body)
 

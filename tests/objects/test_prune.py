@@ -173,7 +173,7 @@ class PruningMachine(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 1))
     def gc(self, who):
-        self.repos[who].gc(force=True)
+        self.repos[who].gc(unsafe=True)
 
     @invariant()
     def the_unpruned_restore(self):

@@ -226,7 +226,7 @@ def test_nothing_is_left_behind_by_a_save_that_died(ours, tmp_path, monkeypatch)
         assert {path for path in tmp_path.rglob("*") if path.is_file()} > before
     again = manager(ours, tmp_path)
     assert again.all_steps() == [0]
-    again.repo.gc(force=True)
+    again.repo.gc(unsafe=True)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
     assert again.repo.fsck().ok
 

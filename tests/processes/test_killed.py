@@ -26,7 +26,7 @@ def check_intact(url, kept, group):
     for each in group.call("restore", url=url, shape=group.shape, seed=0, names=NAMES):
         assert each["wrong"] == []
     group.call("commit", url=url, shape=group.shape, seed=1, names=NAMES)
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     report = repo.fsck()  # reads and digests everything
     assert report.ok, report.problems
     assert repo.restore()["step"] == 8

@@ -189,7 +189,7 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule()
     def collect(self):
-        self.repo.gc(force=True)
+        self.repo.gc(unsafe=True)
 
     @rule()
     def reopen(self):

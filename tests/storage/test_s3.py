@@ -77,7 +77,7 @@ def test_deleting_and_collecting(url):
     repo.branch("side")
     repo.delete_branch("side")
     assert set(repo.branches) == {"main"}
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     assert repo.fsck().ok
 
 

@@ -260,7 +260,7 @@ def test_what_a_killed_merge_noted_is_collected(repo, layers, monkeypatch):
     notes = Path(repo.url) / "merging"
     assert len(list(notes.iterdir())) == 1
     assert len(repo.gc().leftovers) == 0  # it is young: the merge may be taken up again
-    assert len(repo.gc(grace=0, force=True).leftovers) == 1
+    assert len(repo.gc(unsafe=True).leftovers) == 1
     assert not list(notes.glob("*"))
     assert repo.fsck().ok
 

@@ -203,7 +203,7 @@ def test_gc_keeps_what_a_merge_is_of(begun):
     for key in begun.store.keys("log/"):
         begun.store.delete([key])
     begun.refs.set_head(vcjax.history.Head("elsewhere"))
-    plan = begun.gc(force=True)
+    plan = begun.gc(unsafe=True)
     assert plan.commits == ()
     fresh = Repository.open(begun.url)
     np.testing.assert_array_equal(fresh.restore(theirs)["p"]["c"], W + 3)

@@ -108,7 +108,7 @@ def test_pruning_keeps_what_others_stand_on(tmp_path):
         repo.commit({"w": array})
     repo.prune(["HEAD~1", "HEAD~2", "HEAD~3"], "a test")
     np.testing.assert_array_equal(repo.restore()["w"], array)
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     np.testing.assert_array_equal(repo.restore()["w"], array)
     repo.commit({"w": stacked(1)})
     repo.prune(["HEAD~1"], "a test")

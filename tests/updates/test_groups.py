@@ -220,11 +220,11 @@ def test_the_parts_open_with_plain_zarr(averaged, tmp_path):
 def test_collecting_keeps_what_live_leaves_stand_on(averaged):
     repo, near = averaged
     repo.prune(["HEAD~1"], "a test")
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     np.testing.assert_array_equal(repo.restore()["near"], near)
     assert len(objects_in(repo, "leaves")) == 3
     repo.commit({"near": 0})
-    repo.gc(force=True)  # the log still leads there
+    repo.gc(unsafe=True)  # the log still leads there
     assert repo.fsck().ok
     _later(repo)
     repo.prune(["HEAD~1"], "a test")
@@ -269,7 +269,7 @@ def test_gc_takes_groups_that_nothing_leads_to(repo, example):
     repo.commit({"a": 1})
     repo.objects.write_update("pair", [], [StagedLeaf.of(integers(n)) for n in (1, 2)])
     assert not repo.gc().objects  # they are young
-    assert len(repo.gc(force=True).objects) == 3
+    assert len(repo.gc(unsafe=True).objects) == 3
     assert not repo.store.keys("leaves/")
     assert not repo.store.keys("groups/")
 
@@ -378,7 +378,7 @@ def test_a_cycle_of_bases(averaged):
         repo.restore()
     assert set(read_needed(repo.store, leaf_key(near.digest))) >= {leaf_key(near.digest)}
     assert not repo.fsck().ok
-    repo.gc(force=True)
+    repo.gc(unsafe=True)
     assert leaf_key(first.digest) in objects_in(repo, "leaves")
 
 
@@ -415,7 +415,7 @@ def test_an_unknown_update_is_refused_by_name(averaged, uninstall):
     assert str(caught.value.hint).endswith("what wrote it was example-updates 1.5")
     [problem] = fresh.fsck().problems
     assert "stored as 'average'" in problem.message
-    assert not fresh.gc(force=True).objects  # bases are known without it
+    assert not fresh.gc(unsafe=True).objects  # bases are known without it
     assert fresh.restore("HEAD~1")["first"].shape == LARGE
 
 

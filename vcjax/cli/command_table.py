@@ -14,7 +14,7 @@ GROUPS = {
     "Look": ("status", "log", "show", "ls", "diff", "similarity", "blame", "plot"),
     "Bring in and take out": ("import", "export"),
     "Branch and merge": ("branch", "tag", "switch", "merge", "undo"),
-    "Take care": ("fsck", "gc", "stats", "doctor"),
+    "Take care": ("fsck", "gc", "upgrade", "stats", "doctor"),
     "Learn": ("demo", "help"),
 }
 """{heading in `vcjax help`: names of commands}. A new command is a new file and its name here."""

@@ -7,7 +7,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from vcjax.errors import MissingObjectError
+from vcjax.history.collection import Collecting
 from vcjax.history.commit import Commit, commit_key
+from vcjax.history.keys import is_record
 from vcjax.history.manifest import Manifest, manifest_key
 from vcjax.storage import Store
 
@@ -112,6 +114,19 @@ class History:
         self._keep(named)
         return self._remember(commit, digest)
 
+    def secure(self, commit: Commit, manifest: Manifest) -> None:
+        """Makes sure that a commit that was just written stays, whatever a collector planned.
+
+        It may be that its manifest, of a run that died, had been there for long. In a
+        folder this is done before a ref points to the commit: a collector that comes later
+        sees that it is new. A bucket does not tell that of a key which is written anew with
+        the same bytes, so there it is done when the ref points to it.
+        """
+        keys = [commit_key(commit.digest), manifest_key(commit.manifest)]
+        collecting = Collecting(self._store)
+        while collecting.wait_for(keys) or not all(map(self._store.exists, keys)):
+            self._store.write_many([(keys[0], commit.encode()[1]), (keys[1], manifest.encode()[1])])
+
     def _remember(self, commit: Commit, digest: str) -> Commit:
         self._commits[digest] = replace(commit, digest=digest)
         return self._commits[digest]
@@ -135,4 +150,4 @@ class History:
 
 
 def _digests(keys: Iterable[str]) -> list[str]:
-    return [key.rpartition("/")[2].removesuffix(".msgpack") for key in keys]
+    return [key.rpartition("/")[2].removesuffix(".msgpack") for key in keys if is_record(key)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from vcjax.errors import CorruptionError, MergeError, listing
 from vcjax.history import canonical
+from vcjax.history.keys import is_ours
 from vcjax.history.refnames import HEAD, HEADS
 from vcjax.storage import Store
 
@@ -155,11 +156,11 @@ class KeptMerges:
 
     def targets(self) -> list[str]:
         """Full names of the refs that merges are under way into."""
-        return [key[len(PREFIX) :] for key in self._store.keys(PREFIX)]
+        return [key[len(PREFIX) :] for key in self._store.keys(PREFIX) if is_ours(key)]
 
     def all(self) -> list[MergeRequest]:
         """All of them; raises as `get` does."""
-        keys = self._store.keys(PREFIX)
+        keys = [key for key in self._store.keys(PREFIX) if is_ours(key)]
         found = zip(keys, self._store.read_many(keys) if keys else [], strict=True)
         return [MergeRequest.decode(key, data) for key, data in found if data is not None]
 

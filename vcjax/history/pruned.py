@@ -4,7 +4,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vcjax.errors import StorageError
 from vcjax.history import canonical
+from vcjax.history.keys import is_digest
 from vcjax.storage import Store
 
 PREFIX = "pruned/"
@@ -16,13 +18,15 @@ class Pruning:
 
     Attributes:
         policy: which policy, in words.
-        time: seconds since 1970 UTC.
+        time: seconds since 1970 UTC; None if the disk was too full to say.
     """
 
     policy: str
-    time: float
+    time: float | None
 
     def __str__(self) -> str:
+        if self.time is None:
+            return f"pruned by {self.policy}"
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(self.time))
         return f"pruned on {when} UTC by {self.policy}"
 
@@ -33,11 +37,23 @@ class Prunings:
     def __init__(self, store: Store):
         self._store = store
 
-    def mark(self, commits: Iterable[str], policy: str) -> None:
-        """Lets the data of some commits go."""
+    def mark(self, commits: Iterable[str], policy: str) -> bool:
+        """Lets the data of some commits go.
+
+        Returns:
+            False if the disk is too full to say why: call it again when space was freed.
+        """
         body = canonical.encode_record({"policy": policy, "time": time.time()})
-        self._store.write_many((PREFIX + digest, body) for digest in commits)
-        self._store.sync()
+        keys = [PREFIX + digest for digest in commits]
+        try:
+            self._store.write_many((key, body) for key in keys)
+        except StorageError:
+            # An empty file takes no space. Where that cannot be written either, it says why.
+            self._store.write_many((key, b"") for key in keys)
+            return False
+        finally:
+            self._store.sync()
+        return True
 
     def get(self, commit: str) -> Pruning | None:
         """Why a commit was pruned; None if it was not.
@@ -48,10 +64,13 @@ class Prunings:
         data = self._store.read(PREFIX + commit)
         if data is None:
             return None
+        if not data:
+            return Pruning("a policy that the full disk had no space to name", None)
         hint = "delete it if the data of the commit are wanted, or prune the commit again"
         body = canonical.decode_record(PREFIX + commit, data, hint)
         return Pruning(body["policy"], body["time"])
 
     def all(self) -> frozenset[str]:
         """Digests of all pruned commits."""
-        return frozenset(key[len(PREFIX) :] for key in self._store.keys(PREFIX))
+        digests = (key[len(PREFIX) :] for key in self._store.keys(PREFIX))
+        return frozenset(filter(is_digest, digests))

@@ -10,6 +10,28 @@ from vcjax.history import canonical
 from vcjax.history.refnames import HEAD, HEADS, short_name
 
 
+class ForeignRecordError(CorruptionError):
+    """A ref, or an entry of its log, holds the record of another ref.
+
+    Attributes:
+        key: where it is.
+        owner: full name of the ref whose record it is.
+    """
+
+    def __init__(self, key: str, owner: str, hint: str | None = None):
+        super().__init__(f"{key} holds the record of {owner}", hint=hint or _HINT)
+        self.key = key
+        self.owner = owner
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is called as copies are that other programs make beside the original."""
+        return self.key.startswith(self.owner)
+
+
+_HINT = "run `vcjax fsck`; `log/` holds its earlier states"
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """One state of a ref.
@@ -44,11 +66,12 @@ class Ref:
     @property
     def log_key(self) -> str:
         """Where the log keeps this state."""
-        return f"log/{self.name}@{self.sequence:012d}.json"
+        return log_key(self.name, self.sequence)
 
     def encode(self) -> bytes:
         """The stored form: JSON, one line."""
         body: dict[str, Any] = {
+            "name": self.name,
             "commit": self.commit,
             "sequence": self.sequence,
             "time": self.time,
@@ -72,6 +95,11 @@ class Head:
         return canonical.encode_record({"ref": f"{HEADS}{self.branch}", "nonce": _nonce()})
 
 
+def log_key(name: str, sequence: int) -> str:
+    """Where the log keeps the state of a ref with this number."""
+    return f"log/{name}@{sequence:012d}.json"
+
+
 def new_ref(name: str, commit: str, sequence: int, reason: str, restores: int | None = None) -> Ref:
     """A state that a ref takes on now."""
     return Ref(name, commit, sequence, time.time(), reason, restores, _nonce())
@@ -90,9 +118,12 @@ def decode_ref(name: str, value: bytes, key: str | None = None) -> Ref:
         key: where they are stored, if not under the name.
 
     Raises:
+        ForeignRecordError: they are those of another ref.
         CorruptionError: they are damaged, or those of another state.
     """
     body = _record(key or name, value)
+    if body.get("name", name) != name:  # records of version 1 do not say it
+        raise ForeignRecordError(key or name, str(body["name"]))
     try:
         ref = Ref(
             name,
@@ -135,7 +166,5 @@ def decode_detached(value: bytes | None) -> Ref | None:
 
 
 def _record(key: str, value: bytes) -> dict[str, Any]:
-    hint = "run `vcjax fsck`; `log/` holds its earlier states"
-    if key == HEAD:
-        hint = "`vcjax switch BRANCH` writes it anew"
+    hint = "`vcjax switch BRANCH` writes it anew" if key == HEAD else _HINT
     return canonical.decode_record(key, value, hint)

@@ -3,9 +3,20 @@
 import difflib
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 
-from vcjax.errors import CorruptionError, RefError
-from vcjax.history.ref import Head, Ref, decode_detached, decode_head, decode_ref, new_ref
+from vcjax.errors import CorruptionError, RefError, StorageError
+from vcjax.history.keys import is_ref
+from vcjax.history.ref import (
+    ForeignRecordError,
+    Head,
+    Ref,
+    decode_detached,
+    decode_head,
+    decode_ref,
+    new_ref,
+)
+from vcjax.history.reflog import RefLog, gaps
 from vcjax.history.refnames import (
     ALIASES,
     HEAD,
@@ -23,6 +34,7 @@ class Refs:
 
     def __init__(self, store: Store):
         self._store = store
+        self._log = RefLog(store)
 
     def get(self, name: str) -> Ref | None:
         """The present state of a ref, by its full name; "HEAD" is one while detached."""
@@ -32,24 +44,38 @@ class Refs:
         versioned = self._store.read_versioned(name)
         if name == HEAD:
             return decode_detached(versioned.value), versioned
-        ref = None if versioned.value is None else decode_ref(name, versioned.value)
-        return ref, versioned
+        if versioned.value is None:
+            return None, versioned
+        try:
+            return decode_ref(name, versioned.value), versioned
+        except ForeignRecordError as error:
+            newest = self._log.newest(name)
+            if newest is None:
+                raise
+            command = set_command(newest.short, newest.commit[:12], KINDS[prefix_of(name)])
+            hint = f"{command} takes it to the newest state that its log has"
+            raise ForeignRecordError(error.key, error.owner, hint) from error
 
     def under(self, prefix: str = "refs/") -> dict[str, Ref]:
-        """{full name: ref} of all refs below a prefix."""
-        names = self._store.keys(prefix)
-        values = self._store.read_many(names)
-        pairs = zip(names, values, strict=True)
-        return {name: decode_ref(name, value) for name, value in pairs if value is not None}
+        """{full name: ref} of all refs below a prefix; copies made by other programs are none."""
+        names = list(filter(is_ref, self._store.keys(prefix)))
+        found = {}
+        for name, value in zip(names, self._store.read_many(names), strict=True):
+            try:
+                if value is not None:
+                    found[name] = decode_ref(name, value)
+            except ForeignRecordError as error:
+                if not error.is_copy:
+                    raise
+        return found
 
     def names(self) -> list[str]:
         """Full names of all refs and aliases, without reading them."""
-        return self._store.keys("refs/") + self._store.keys(ALIASES)
+        return list(filter(is_ref, self._store.keys("refs/") + self._store.keys(ALIASES)))
 
     def logged_names(self) -> list[str]:
-        """Full names of all refs that have had earlier states, deleted ones included."""
-        keys = self._store.keys("log/")
-        return list(dict.fromkeys(key[len("log/") :].rpartition("@")[0] for key in keys))
+        """Full names of all refs that have logged states, deleted ones included."""
+        return self._log.names()
 
     def require(self, name: str) -> Ref:
         """The present state of a ref that must exist.
@@ -85,30 +111,44 @@ class Refs:
 
     def _states(self, name: str) -> list[Ref]:
         """`log`, and among it a state without a commit for every deletion."""
-        states = self._logged(name)
-        current = self.get(name)
+        current, states = self.all_states(name)
         if current is not None:  # a change that was not carried through may have logged more
-            states = [state for state in states if state.sequence < current.sequence]
-            states.append(current)
-        return sorted(states, key=lambda state: -state.sequence)
+            states = [state for state in states if state.sequence <= current.sequence]
+        return states
 
-    def _logged(self, name: str) -> list[Ref]:
-        """What `log/` has of a ref, in order, whether or not the ref itself is there."""
-        keys = self._store.keys(f"log/{name}@")
-        pairs = zip(keys, self._store.read_many(keys), strict=True)
-        return [decode_ref(name, value, key) for key, value in pairs if value is not None]
+    def all_states(self, name: str) -> tuple[Ref | None, list[Ref]]:
+        """The present state of a ref, and all that it or its log has, newest first.
 
-    def gaps(self, name: str) -> list[int]:
-        """Sequence numbers that the log of a ref should have and has not."""
-        found = {state.sequence for state in self._states(name)}
-        return sorted(set(range(min(found), max(found))) - found) if found else []
+        The ref is read first: whatever it has been before is logged by then.
+        """
+        current = self.get(name)
+        states = {state.sequence: state for state in self._log.states(name)}
+        if current is not None:
+            states[current.sequence] = current
+        return current, [states[number] for number in sorted(states, reverse=True)]
+
+    def gaps(self, name: str) -> list[tuple[int, int]]:
+        """Runs of sequence numbers, first and last, that the log of a ref should have."""
+        return gaps(state.sequence for state in self._states(name))
+
+    def fault(self, name: str) -> CorruptionError | None:
+        """What speaks against a ref being in its newest state: its log has a newer one."""
+        while True:
+            current = self.get(name)
+            fault = None if current is None else self._log.put_back(current)
+            if fault is None or self.get(name) == current:
+                return fault
 
     def former(self, name: str, since: float) -> frozenset[str]:
-        """Commits that a ref pointed to at some time after `since`, or points to now."""
-        states = self._states(name)
+        """Commits that a ref pointed to at some time after `since`, or points to now.
+
+        All that the log knows count, so those too that a ref was put back from.
+        """
+        current, states = self.all_states(name)
         replaced = [math.inf, *(state.time for state in states)]
         pairs = zip(states, replaced, strict=False)
-        return frozenset(state.commit for state, end in pairs if state.commit and end >= since)
+        kept = {state.commit for state, end in pairs if state.commit and end >= since}
+        return frozenset(kept | ({current.commit} if current else set()))
 
     def lost(self, name: str) -> Ref | None:
         """The newest logged state of a ref that is gone without having been deleted.
@@ -146,18 +186,21 @@ class Refs:
         reason: str,
         expected: Ref | None,
         restores: int | None = None,
+        anyhow: bool = False,
     ) -> Ref | None:
         """Points a ref to a commit, if it still is in the state `expected`.
 
         Args:
             expected: what `get` gave; None if the ref must not exist yet.
+            restores: the sequence number that this goes back to.
+            anyhow: go on although the ref does not fit to its log.
 
         Returns:
             The new state, or None when somebody else was faster.
 
         Raises:
             CorruptionError: the ref does not exist, and its log does not end in a
-                deletion.
+                deletion; or it was put back to an older state, or its log has a hole.
             RefError: no ref may have that name beside those that there are; or it
                 is "HEAD" and on a branch.
         """
@@ -169,24 +212,46 @@ class Refs:
                 raise RefError("HEAD is on a branch meanwhile", hint="try again")
             self.refuse_lost(name)
             self._refuse_nesting(name)
-            sequence = self._following(name)
+            sequence = self._log.last_number(name) + 1
+        elif anyhow:
+            sequence = self._log.keep_anyhow(current) + 1
         else:
+            if not self._fits(current):
+                return None
             sequence = current.sequence + 1
-            self._keep(current)
+            self._log.keep(current)
         ref = new_ref(name, commit, sequence, reason, restores)
-        if self._store.compare_and_set(name, ref.encode(), versioned):
-            return ref
-        # The response may be what was lost, not the race: our nonce tells.
-        after = self.get(name)
-        return ref if after is not None and after.nonce == ref.nonce else None
+        return ref if self._replace(ref, versioned) else None
+
+    def _replace(self, ref: Ref, versioned: Versioned) -> bool:
+        """Sets a ref to a state by compare-and-set, and logs that it was there."""
+        if not self._store.compare_and_set(ref.name, ref.encode(), versioned):
+            # The response may be what was lost, not the race: our nonce tells.
+            after = self.get(ref.name)
+            if after is None or after.nonce != ref.nonce:
+                return False
+        with suppress(StorageError):  # it is set, and whoever replaces it logs it first
+            self._log.keep(ref)
+        return True
+
+    def _fits(self, current: Ref) -> bool:
+        """Whether a ref still is in a state; raises if that does not fit to its log."""
+        fault = self._log.fault(current)
+        if fault is None:
+            return True
+        if self.get(current.name) == current:  # it was not somebody who changed it meanwhile
+            raise fault
+        return False
 
     def delete(self, name: str, expected: Ref) -> bool:
         """Deletes a ref, if it still is in the state `expected`; its log stays."""
         current, versioned = self._read(name)
         if current is None or current.nonce != expected.nonce:
             return False
-        self._keep(current)
-        self._log_deletion(current, "delete")
+        if not self._fits(current):
+            return False
+        self._log.keep(current)
+        self._log.log_deletion(current, "delete")
         return self._store.compare_and_set(name, None, versioned)
 
     def move(self, name: str, commit: str, reason: str, force: bool = False) -> Ref:
@@ -196,15 +261,26 @@ class Refs:
             RefError: it exists, and not `force`; or somebody was faster.
             CorruptionError: it was lost, and not `force`.
         """
-        current = self.get(name)
+        try:
+            current = self.get(name)
+        except ForeignRecordError:
+            if not force:
+                raise
+            return self._overwrite(name, commit, reason)
         if current is not None and not force:
             raise RefError(
                 f"{current.short!r} exists already, at {current.commit[:8]}",
                 hint="choose another name, or move it with force=True (--force)",
             )
         if force and (last := self.lost(name)):
-            self._log_deletion(last, "lost")
-        return self._won(name, self.set(name, commit, reason, current))
+            self._log.log_deletion(last, "lost")
+        return self._won(name, self.set(name, commit, reason, current, anyhow=force))
+
+    def _overwrite(self, name: str, commit: str, reason: str) -> Ref:
+        """Sets a ref that holds another one's record to a state after all that its log has."""
+        versioned = self._store.read_versioned(name)
+        ref = new_ref(name, commit, self._log.last_number(name) + 1, reason)
+        return self._won(name, ref if self._replace(ref, versioned) else None)
 
     def remove(self, name: str) -> None:
         """Deletes a ref; its log stays.
@@ -269,15 +345,16 @@ class Refs:
             current = self._leaving_head(versioned)
             if head.branch is not None:
                 if current is not None:
-                    self._log_deletion(current, f"{reason}: to {head.branch}")
+                    self._log.log_deletion(current, f"{reason}: to {head.branch}")
                 data = head.encode()
+                if self._store.compare_and_set(HEAD, data, versioned):
+                    return
+                if self._store.read(HEAD) == data:
+                    return
             else:
-                sequence = current.sequence + 1 if current else self._following(HEAD)
-                data = new_ref(HEAD, head.commit or "", sequence, reason).encode()
-            if self._store.compare_and_set(HEAD, data, versioned):
-                return
-            if self._store.read(HEAD) == data:
-                return
+                sequence = self._log.last_number(HEAD) + 1
+                if self._replace(new_ref(HEAD, head.commit or "", sequence, reason), versioned):
+                    return
 
     def _leaving_head(self, versioned: Versioned) -> Ref | None:
         """The newest state of a detached `HEAD` that is about to be left, logged; else None."""
@@ -286,45 +363,22 @@ class Refs:
         except CorruptionError:  # it is written anew; what its log leads to stays
             current = None
         if current is not None:
-            self._keep(current)
-            return current
-        last = max(self._logged(HEAD), key=lambda state: state.sequence, default=None)
+            self._log.keep_anyhow(current)
+        last = max(self._log.states(HEAD), key=lambda state: state.sequence, default=None)
         return last if last is not None and last.commit else None
-
-    def _following(self, name: str) -> int:
-        """The sequence number for a ref that does not exist."""
-        return max((state.sequence for state in self._logged(name)), default=0) + 1
 
     def forget(self, name: str, since: float) -> None:
         """Deletes from the log what was replaced before `since`."""
-        states = self._states(name)
+        _, states = self.all_states(name)
         pairs = zip(states[1:], states, strict=False)
-        self._store.delete(old.log_key for old, new in pairs if new.time < since)
-
-    def _keep(self, ref: Ref) -> None:
-        """Logs a state that is about to be replaced.
-
-        Writing it before the change, and with content that does not depend on
-        who writes it, means that no crash and no race can lose a state.
-        """
-        self._store.write(ref.log_key, ref.encode())
-
-    def _log_deletion(self, last: Ref, reason: str) -> None:
-        """Logs that a ref is deleted after the state `last`.
-
-        Never overwrites: if somebody has gone on from `last`, the log has that state.
-        """
-        gone = new_ref(last.name, "", last.sequence + 1, reason)
-        absent = self._store.read_versioned(gone.log_key)
-        if absent.value is None:
-            self._store.compare_and_set(gone.log_key, gone.encode(), absent)
+        self._log.delete([old for old, new in pairs if new.time < since])
 
     def _refuse_nesting(self, name: str) -> None:
         """A folder cannot hold both `a` and `a/b`; neither may any other store."""
         self._store.remove_empty_folders(name)  # of refs below it that were deleted
         parts = name.split("/")
         parents = ["/".join(parts[:i]) for i in range(3, len(parts))]
-        below = self._store.keys(f"{name}/")
+        below = list(filter(is_ref, self._store.keys(f"{name}/")))
         clash = next((parent for parent in parents if self._store.exists(parent)), None)
         if clash or below:
             raise RefError(

@@ -5,6 +5,8 @@ from .prune import Pruner as Pruner
 from .prune import PruneReport as PruneReport
 from .read_parts import PartialReader as PartialReader
 from .read_parts import Wanted as Wanted
+from .recovery import RepairReport as RepairReport
+from .recovery import repair as repair
 from .store import ObjectStore as ObjectStore
 from .verify import FsckReport as FsckReport
 from .verify import Problem as Problem

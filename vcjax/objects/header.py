@@ -9,7 +9,8 @@ from typing import Any
 from vcjax import updates
 from vcjax.errors import CorruptionError, UnknownFormatError
 from vcjax.hashing import checksum
-from vcjax.objects.layout import DELETION_SECONDS, RELY_SECONDS, group_key, leaf_key
+from vcjax.history.collection import DELETION_SECONDS
+from vcjax.objects.layout import EMPTIED_SECONDS, RELY_SECONDS, group_key, leaf_key
 from vcjax.objects.relation import Base, Relation, checked_digest
 from vcjax.storage import Store
 
@@ -135,10 +136,15 @@ class ArrayHeader:
     def decode(cls, key: str, data: bytes) -> "ArrayHeader":
         """The header in a stored `zarr.json`; whether its update is installed is not asked.
 
+        An empty one stands while the object is being deleted on a full disk, on which
+        nothing longer could be written.
+
         Raises:
             CorruptionError: it cannot be parsed, or lacks its checksum.
             UnknownFormatError: it says in no way known to this version how it is expressed.
         """
+        if not data:
+            return cls({}, "", (), "", 0.0, deleting=True)
         try:
             document = json.loads(data)
             attributes = document.pop("attributes")[ATTRIBUTE]
@@ -235,22 +241,29 @@ def is_stored(store: Store, key: str) -> bool:
     [header] = read_headers(store, [key])
     if header is None:
         return False
-    if time.time() - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
+    now = store.stamp()
+    if now - (header.relied or 0.0) < RELY_SECONDS and not header.deleting:
         return True
-    deadline = time.monotonic() + DELETION_SECONDS  # a clock may be set back meanwhile
+    # By this process's own clock, too: another one may be set back meanwhile.
+    deadline = time.monotonic() + (DELETION_SECONDS if header.digest else EMPTIED_SECONDS)
     while True:
         versioned = store.read_versioned(f"{key}/zarr.json")
         if versioned.value is None:
             return False
         header = ArrayHeader.decode(key, versioned.value)
         if not header.deleting:
-            renewed = replace(header, relied=time.time())
+            renewed = replace(header, relied=store.stamp())
             if store.compare_and_set(f"{key}/zarr.json", renewed.encode(), versioned):
                 return True
-        elif time.monotonic() > deadline or time.time() > header.used + DELETION_SECONDS:
+        elif time.monotonic() > deadline or _was_interrupted(store, header):
             return False
         else:
             time.sleep(0.05)
+
+
+def _was_interrupted(store: Store, header: ArrayHeader) -> bool:
+    """Whether whoever was deleting an object must have died over it."""
+    return bool(header.digest) and store.stamp() > header.used + DELETION_SECONDS
 
 
 def is_whole(store: Store, key: str) -> bool:

@@ -35,11 +35,14 @@ HEADERS_AT_ONCE = 256
 RELY_SECONDS = 60.0
 """How long a mark that an object is relied upon serves for further commits."""
 
-DELETION_SECONDS = 600.0
-"""A deletion that takes longer than this was interrupted; a writer may take over."""
+EMPTIED_SECONDS = 5.0
+"""How long a writer waits for an object that is being deleted on a full disk."""
 
 GRACE_SECONDS = 24 * 3600.0
 """The collector spares what was written more recently: it may belong to a commit in progress."""
+
+COMMIT_SECONDS = 600.0
+"""What a forced collection spares nevertheless: no commit is expected to take longer."""
 
 HINT = "run `vcjax fsck`; restore the object from a copy of the repository"
 

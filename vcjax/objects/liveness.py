@@ -1,12 +1,19 @@
 """What commits, and refs and their logs, lead to."""
 
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
+from vcjax.errors import MissingObjectError, VcjaxError
 from vcjax.history import Commit, Head, History, KeptMerges, Ref, Refs
 from vcjax.objects.layout import HEADERS_AT_ONCE, leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
+
+LOOKS = 3
+"""How often is looked again for what is missing: others may delete what is not needed any more."""
+
+T = TypeVar("T")
 
 RefStates = dict[str, Ref | Head]
 """{full name: state}."""
@@ -22,11 +29,11 @@ def commits_of(states: RefStates) -> set[str]:
     return {state.commit for state in states.values() if state.commit}
 
 
-def tips_of(refs: Refs, merges: KeptMerges, reflog_seconds: float) -> frozenset[str]:
-    """Commits that refs point to, or pointed to within the age of the log, or being merged."""
+def tips_of(refs: Refs, merges: KeptMerges, since: float) -> frozenset[str]:
+    """Commits that refs point to, or pointed to after some time, or being merged."""
     tips = commits_of(present(refs)) | merges.commits()
     for name in refs.logged_names():
-        tips |= refs.former(name, time.time() - reflog_seconds)
+        tips |= refs.former(name, since)
     return frozenset(tips)
 
 
@@ -43,6 +50,44 @@ class Live:
     commits: frozenset[str]
     manifests: frozenset[str]
     objects: frozenset[str]
+
+
+def looked_again(history: History, look: Callable[[], T]) -> T:
+    """What is found, looking again where something is missing: a ref may have moved on from it.
+
+    Raises:
+        MissingObjectError: it stays missing.
+    """
+    for _ in range(LOOKS - 1):
+        with suppress(MissingObjectError):
+            return look()
+        history.forget()
+    return look()
+
+
+def whole_of(
+    history: History,
+    objects: ObjectStore,
+    tips: Iterable[str],
+    pruned: frozenset[str],
+    known: frozenset[str],
+) -> Live:
+    """What those of some commits lead to that are whole; the others' writers died, or are at work.
+
+    Args:
+        known: commits below which nothing need be looked at.
+    """
+    commits: set[str] = set()
+    manifests: set[str] = set()
+    used: set[str] = set()
+    for tip in tips:
+        with suppress(VcjaxError):
+            found = ancestors(history, [tip], known | commits)
+            kept = {commit.manifest for digest, commit in found.items() if digest not in pruned}
+            used |= objects_of(history, objects, kept)
+            manifests |= {commit.manifest for commit in found.values()}
+            commits |= found.keys()
+    return Live(frozenset(commits), frozenset(manifests), frozenset(used))
 
 
 def live_of(

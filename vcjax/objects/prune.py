@@ -2,12 +2,12 @@
 
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vcjax.history import History, KeptMerges, Prunings, Refs, canonical
+from vcjax.history.keys import logged_name
 from vcjax.objects.gc import REFLOG_SECONDS, GcPlan, delete_object
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.objects.liveness import RefStates, ancestors, commits_of, objects_of, present
@@ -69,10 +69,12 @@ class Pruner:
             tips = commits_of(present(self._refs)) | self._merges.commits()
             pruned = tuple(digest for digest in digests if digest not in tips)
             spared = tuple(digest for digest in digests if digest in tips)
-            if pruned:
+            is_said = not pruned or self._prunings.mark(pruned, policy)
+            self._marked += len(pruned)
+            collected = self._collect(pruned)
+            if not is_said:  # the disk was full; there is space for it now
                 self._prunings.mark(pruned, policy)
-                self._marked += len(pruned)
-            return PruneReport(pruned, spared, self._collect(pruned))
+            return PruneReport(pruned, spared, collected)
 
     def _collect(self, pruned: Iterable[str]) -> GcPlan:
         candidates: set[str] = set()
@@ -80,14 +82,15 @@ class Pruner:
             candidates.update(self._uses.get(digest) or self._read(digest, {}))
         self._pruned.update(pruned)
         seen = self._look(candidates)
-        now = time.time()
+        now = self._objects.store.now()
         oldest = now - GRACE_SECONDS
         keys = sorted(key for key in candidates if key not in self._users)
         free, nbytes = [], 0
         for key, header in zip(keys, self._objects.read_headers(keys), strict=True):
             if header is not None and (header.relied or 0.0) < oldest:
                 free.append(key)
-                nbytes += sum(map(self._objects.store.size, self._objects.store.keys(f"{key}/")))
+                parts = self._objects.store.keys(f"{key}/", links=False)
+                nbytes += sum(map(self._objects.store.size, parts))
         if free and present(self._refs) != seen:
             self._look(set())  # what came to be referenced meanwhile is spared
         for key in free:
@@ -145,7 +148,7 @@ class Pruner:
     def _new_states(self) -> dict[str, str]:
         """{key in the log: commit} of the states of refs that were logged since the last time."""
         store = self._objects.store
-        keys = store.keys("log/", without=self._states)
+        keys = list(filter(logged_name, store.keys("log/", without=self._states)))
         hint = "run `vcjax fsck`"
         return {
             key: canonical.decode_record(key, value, hint)["commit"]

@@ -1,6 +1,6 @@
 """Checking a whole repository: every ref, commit, manifest, leaf object and pack."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 from vcjax.errors import VcjaxError
 from vcjax.hashing import chunk_shape, leaf_digest, stored_value_digest
 from vcjax.history import Commit, History, KeptMerges, LeafEntry, Manifest, Prunings, Refs
+from vcjax.history.keys import FOLDERS, strangers
+from vcjax.history.ref import ForeignRecordError
 from vcjax.history.refnames import HEAD, HEADS
-from vcjax.objects.header import DENSE, ArrayHeader
-from vcjax.objects.layout import HEADERS_AT_ONCE, leaf_key, pack_key
-from vcjax.objects.relation import Relation
+from vcjax.objects.layout import leaf_key, pack_key
 from vcjax.objects.store import ObjectStore
-from vcjax.objects.zarr import digest_stored
+from vcjax.objects.stored_faults import stored_faults
+from vcjax.storage import Store
 from vcjax.tree import storage_dtype
 
 BATCH_BYTES = 256 * 1024 * 1024
@@ -45,12 +46,14 @@ class FsckReport:
         commits: how many commits were checked.
         leaves: how many distinct leaves were read and checked against their digests.
         nbytes: their size in bytes.
+        notes: files that are none of ours, which are passed over: they are no problem.
     """
 
     problems: list[Problem] = field(default_factory=list)
     commits: int = 0
     leaves: int = 0
     nbytes: int = 0
+    notes: list[Problem] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -65,6 +68,7 @@ class FsckReport:
             "commits": self.commits,
             "leaves": self.leaves,
             "nbytes": self.nbytes,
+            "notes": [{"object": n.object, "message": n.message} for n in self.notes],
         }
 
     def check(self, subject: str, action: Callable[[], Any]) -> Any:
@@ -81,11 +85,35 @@ def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore)
 
     The data of pruned commits need not be there. Objects that nothing leads to are
     the garbage collector's business, not damage: an interrupted commit leaves some
-    behind.
+    behind. What others may be writing or deleting meanwhile is looked at again before
+    anything is said of it.
     """
-    report = FsckReport()
+    report, commits = _check_history(refs, history, prunings, objects)
+    if report.problems:
+        history.forget()
+        again, commits = _check_history(refs, history, prunings, objects)
+        again.problems = [problem for problem in again.problems if problem in report.problems]
+        report = again
+    report.notes += _strangers(objects.store)
     pruned = prunings.all()
-    for digest in sorted(pruned):
+    entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}
+    for commit in commits:
+        if commit.digest not in pruned:
+            with suppress(VcjaxError):  # which has been reported
+                for path, entry in history.manifest(commit.manifest).leaves.items():
+                    place = (entry.digest, entry.packed, entry.is_inline)
+                    subject = f"leaf {path!r} of commit {commit.digest[:8]}"
+                    entries.setdefault(place, (subject, path, entry))
+    _check_leaves(report, objects, entries.values())
+    return report
+
+
+def _check_history(
+    refs: Refs, history: History, prunings: Prunings, objects: ObjectStore
+) -> tuple[FsckReport, list[Commit]]:
+    """What is wrong with refs, commits and manifests, and all commits that can be read."""
+    report = FsckReport()
+    for digest in sorted(prunings.all()):
         report.check(f"pruned/{digest[:8]}", lambda digest=digest: prunings.get(digest))
     tips = _check_refs(report, refs)
     merges = KeptMerges(objects.store)
@@ -95,23 +123,19 @@ def fsck(refs: Refs, history: History, prunings: Prunings, objects: ObjectStore)
     commits = _check_commits(report, history, tips)
     report.commits = len(commits)
     _check_lost_refs(report, refs, history, {commit.digest for commit in commits})
-    entries: dict[tuple[Any, ...], tuple[str, str, LeafEntry]] = {}
-    checked: set[str] = set()
+    checked: set[tuple[str, str, int]] = set()
     for commit in commits:
-        if commit.manifest in checked:
+        subject, claims = (
+            f"commit {commit.digest[:8]}",
+            (commit.manifest, commit.tree, commit.leaves),
+        )
+        if claims in checked:
             continue
-        if commit.digest not in pruned:
-            checked.add(commit.manifest)
-        subject = f"commit {commit.digest[:8]}"
+        checked.add(claims)
         manifest = report.check(subject, lambda c=commit: history.manifest(c.manifest))
         if manifest is not None:
             _check_manifest(report, subject, commit, manifest)
-            kept = {} if commit.digest in pruned else manifest.leaves
-            for path, entry in kept.items():
-                place = (entry.digest, entry.packed, entry.is_inline)
-                entries.setdefault(place, (f"leaf {path!r} of {subject}", path, entry))
-    _check_leaves(report, objects, entries.values())
-    return report
+    return report, commits
 
 
 def _check_refs(report: FsckReport, refs: Refs) -> set[str]:
@@ -120,16 +144,34 @@ def _check_refs(report: FsckReport, refs: Refs) -> set[str]:
     head = report.check("HEAD", refs.head)
     if head is not None and head.commit:
         tips.add(head.commit)
+    logged = refs.logged_names()
     for name in refs.names():
-        ref = report.check(name, lambda name=name: refs.get(name))
-        if ref is not None:
-            tips.add(ref.commit)
-    for name in refs.logged_names():
-        states = report.check(f"log/{name}", lambda name=name: refs.log(name))
-        tips.update(state.commit for state in states or [])
-        for number in report.check(f"log/{name}", lambda name=name: refs.gaps(name)) or []:
-            report.problems.append(Problem(f"log/{name}", f"its state {number} is missing"))
+        try:
+            ref = refs.get(name)
+        except ForeignRecordError as error:
+            note = error.is_copy and name not in logged
+            (report.notes if note else report.problems).append(Problem(name, error.message))
+        except VcjaxError as error:
+            report.problems.append(Problem(name, error.message))
+        else:
+            tips.update([ref.commit] if ref else [])
+    for name in logged:
+        states = report.check(f"log/{name}", lambda name=name: refs.all_states(name))
+        if states is None:
+            continue
+        tips.update(state.commit for state in states[1] if state.commit)
+        for first, last in refs.gaps(name):
+            which = f"state {first} is" if first == last else f"states {first} to {last} are"
+            report.problems.append(Problem(f"log/{name}", f"its {which} missing"))
+        if fault := refs.fault(name):
+            report.problems.append(Problem(name, fault.message))
     return tips
+
+
+def _strangers(store: Store) -> list[Problem]:
+    """Notes of files that other programs have left in our folders."""
+    keys = [key for folder in FOLDERS for key in store.keys(f"{folder}/", links=False)]
+    return [Problem(key, "is none of vcjax's files; it is passed over") for key in strangers(keys)]
 
 
 def _check_lost_refs(report: FsckReport, refs: Refs, history: History, reached: set[str]) -> None:
@@ -196,7 +238,10 @@ def _check_leaves(
     pending = list(entries)
     report.leaves = len({entry.digest for _, _, entry in pending})
     report.nbytes = sum({entry.digest: entry.nbytes for _, _, entry in pending}.values())
-    _check_groups(report, objects, pending)
+    kept = [entry for _, _, entry in pending if not entry.is_inline]
+    used = {leaf_key(e.digest) if e.packed is None else pack_key(e.packed.pack) for e in kept}
+    for key, message in stored_faults(objects, used):
+        report.problems.append(Problem(key, message))
     batch: list[tuple[str, str, LeafEntry]] = []
     size = 0
     for item in pending:
@@ -209,68 +254,6 @@ def _check_leaves(
             _check_batch(report, objects, batch)
             batch, size = [], 0
     _check_batch(report, objects, batch)
-
-
-def _check_groups(
-    report: FsckReport, objects: ObjectStore, entries: Iterable[tuple[str, str, LeafEntry]]
-) -> None:
-    """Checks what objects that are not dense are made of; what they stand on is looked at too.
-
-    vcjax reads the copy of the arrays' `zarr.json` in the group's attributes and would not
-    notice that one differs; other readers of zarr go by it.
-    """
-    kept = [entry for _, _, entry in entries if not entry.is_inline]
-    keys = sorted(
-        {leaf_key(e.digest) if e.packed is None else pack_key(e.packed.pack) for e in kept}
-    )
-    seen: set[str] = set()
-    while keys:
-        seen.update(keys)
-        needs: set[str] = set()
-        for start in range(0, len(keys), HEADERS_AT_ONCE):
-            part = keys[start : start + HEADERS_AT_ONCE]
-            needs |= _check_group_metadata(objects, part, report)
-        keys = sorted(needs - seen)
-
-
-def _check_group_metadata(
-    objects: ObjectStore, keys: Sequence[str], report: FsckReport
-) -> set[str]:
-    """Checks some objects; gives the keys of those that they stand on."""
-    headers: list[tuple[str, ArrayHeader]] = []
-    for key in keys:
-        with suppress(VcjaxError):  # reading the leaf reports it, by its path
-            [header] = objects.read_headers([key])
-            if header is not None and header.update != DENSE:
-                headers.append((key, header))
-    inner = [(k, data) for key, header in headers for k, data in header.inner(key).items()]
-    values = objects.store.read_many([f"{key}/zarr.json" for key, _ in inner])
-    for (key, expected), value in zip(inner, values, strict=True):
-        if value is None:
-            report.problems.append(Problem(f"{key}/zarr.json", "is missing"))
-        elif value != expected:
-            message = "differs from what the group says of the array"
-            report.problems.append(Problem(f"{key}/zarr.json", message))
-    for key, header in headers:
-        if header.relation is not None:
-            _check_relation(objects, key, header, header.relation, report)
-    return {need for _, header in headers for need in header.needs}
-
-
-def _check_relation(
-    objects: ObjectStore, key: str, header: ArrayHeader, relation: Relation, report: FsckReport
-) -> None:
-    """Checks that the parts of an update are those that were written, and the group its own."""
-    if header.is_group and relation.digest(header.update) != key.rpartition("/")[2]:
-        report.problems.append(Problem(key, "is not of the leaves and parts that it is named by"))
-    for name, part in relation.parts.items():
-        place = f"{key}/{name}"
-        found = report.check(
-            place,
-            lambda at=place, p=part: digest_stored(objects.store, at, p.metadata, p.dtype),
-        )
-        if found is not None and found.leaf.hex() != part.digest:
-            report.problems.append(Problem(place, "its content does not have its digest"))
 
 
 def _entry_problem(entry: LeafEntry) -> str | None:

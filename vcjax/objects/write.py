@@ -103,6 +103,7 @@ class ArrayWriter:
         self._store = store
         self._compress = compress
         self._headers: list[tuple[str, bytes]] = []
+        self._inner: list[tuple[str, bytes]] = []
         self._flying: deque[_Flight] = deque()
         self._in_flight = 0
 
@@ -130,8 +131,13 @@ class ArrayWriter:
         }
 
     def finish(self) -> None:
-        """Waits for all chunks and writes the headers."""
+        """Waits for all chunks and writes the headers, those of inner arrays first.
+
+        The outer header says that the object is whole, so it must not stand alone
+        wherever a writer is killed.
+        """
         self.land_all()
+        self._store.write_many(self._inner)
         self._store.write_many(self._headers)
 
     def land_all(self) -> None:
@@ -169,10 +175,12 @@ class ArrayWriter:
 
     def _header(self, leaf: StagedLeaf, difference: updates.Difference | None) -> ArrayHeader:
         header = arrays.new_header(leaf.spec.dtype, leaf.spec.shape, leaf.digest, self._compress)
+        written = self._store.stamp()
         if difference is None:
-            return header
+            return replace(header, written=written)
         return replace(
             header,
+            written=written,
             update=DIFFERENCE,
             base=difference.base,
             own=difference.own,
@@ -184,7 +192,7 @@ class ArrayWriter:
         if header.update != "dense":  # so that any zarr reader finds the array in the group
             dense = self._header(leaf, None)
             folder = header.array_key(key)
-            self._headers.append((f"{folder}/zarr.json", dense.encode_metadata()))
+            self._inner.append((f"{folder}/zarr.json", dense.encode_metadata()))
         self._headers.append((f"{key}/zarr.json", header.encode()))
 
     def send(

@@ -77,7 +77,12 @@ class Committer:
             parents = tuple(filter(None, [first])) + change.extra_parents
             commit = self.record(rebased, parents)
             reason = f"{change.reason}: {commit.summary}"
+            early = self._objects.store.tells_ages
+            if early:
+                self._history.secure(commit, rebased.manifest)
             if self._refs.set(name, commit.digest, reason, ref) is not None:
+                if not early:
+                    self._history.secure(commit, rebased.manifest)
                 return commit
             time.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))
         raise ConflictError(

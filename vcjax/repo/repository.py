@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from vcjax.errors import RefError
@@ -13,6 +13,7 @@ from vcjax.history.refnames import HEADS, TAGS, check_name
 from vcjax.objects.layout import GRACE_SECONDS
 from vcjax.processes.group import Group
 from vcjax.repo import settings as settings_
+from vcjax.repo.maintenance import Maintenance
 from vcjax.repo.merges import Merges
 from vcjax.repo.reader import Reader
 from vcjax.repo.settings import Settings
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from vcjax.merging import MergeMethod
-    from vcjax.objects import GcPlan, Pruner, PruneReport
+    from vcjax.objects import GcPlan, PruneReport, RepairReport
     from vcjax.repo.merges import Progress, WholeMergeOptions
+    from vcjax.repo.upgrade import Upgrade
     from vcjax.repo.writer import CommitOptions
     from vcjax.streaming import Model
     from vcjax.threeway.request import Decisions
@@ -52,6 +54,7 @@ class Repository(Reader):
         self.processes = Group(self.url, local)
         self._writer = Writer(self, self.processes, lambda: self.in_flight_bytes)
         self._bases = self._writer.bases
+        self._maintenance = Maintenance(self)
         self.merges = Merges(self, self._writer)
 
     @classmethod
@@ -352,26 +355,26 @@ class Repository(Reader):
         return self.refs.undo(HEADS + branch)
 
     def gc(
-        self, *, dry_run: bool = False, grace: float = GRACE_SECONDS, force: bool = False
+        self,
+        *,
+        dry_run: bool = False,
+        grace: float = GRACE_SECONDS,
+        force: bool = False,
+        unsafe: bool = False,
     ) -> "GcPlan":
-        """Deletes what nothing leads to and was not written lately.
+        """Deletes what nothing leads to and was not written lately; says what it was.
 
         Args:
             dry_run: only say what would be deleted.
-            grace: spare what is younger than this, seconds.
-            force: spare nothing for its age. Unsafe while others commit.
+            grace: spare what is younger than this, seconds by the store's clock.
+            force: spare only what is younger than a commit may take, 10 minutes.
+            unsafe: spare nothing for its age. A commit that somebody is making just now
+                may lose its data, and be refused or damaged.
 
-        Returns:
-            What was, or would be, deleted.
+        Raises:
+            CorruptionError: something live cannot be read; nothing is deleted then.
         """
-        from vcjax import objects
-
-        parts = self.refs, self.history, self.prunings, self.objects
-        plan = objects.plan_gc(*parts, grace=float("-inf") if force else grace)
-        if not dry_run:
-            objects.sweep(plan, *parts)
-            self.__dict__.pop("_pruner", None)  # it knows of commits that are gone
-        return plan
+        return self._maintenance.gc(dry_run, grace, force, unsafe)
 
     def prune(self, commits: Sequence[str | Commit], policy: str) -> "PruneReport":
         """Lets the data of some commits go; they stay in the log with manifest and metrics.
@@ -380,14 +383,17 @@ class Repository(Reader):
 
         Args:
             policy: why, in words; `restore` quotes it.
-
-        Returns:
-            Which commits were pruned, which were spared, and what was deleted.
         """
-        return self._pruner.prune([self.resolve(commit).digest for commit in commits], policy)
+        return self._maintenance.prune([self.resolve(commit).digest for commit in commits], policy)
 
-    @cached_property
-    def _pruner(self) -> "Pruner":
-        from vcjax import objects
+    def repair(self) -> "RepairReport":
+        """Heals what follows from what is whole; moves damaged objects to `quarantine/`.
 
-        return objects.Pruner(self.refs, self.history, self.prunings, self.objects)
+        Raises:
+            CorruptionError: refs or commits cannot be read.
+        """
+        return self._maintenance.repair(DEFAULT_BRANCH)
+
+    def upgrade(self, *, dry_run: bool = False) -> "Upgrade":
+        """Takes the repository to the newest disk format, which older versions cannot open."""
+        return self._maintenance.upgrade(dry_run)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vcjax.errors import (
     CorruptionError,
@@ -15,7 +16,12 @@ from vcjax.errors import (
 from vcjax.hashing import checksum
 from vcjax.storage import Store, open_store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version that new repositories have; `vcjax.repo.upgrade` takes older ones to it."""
+
+READABLE = (1, 2)
+"""The versions that are read and written. In both, records may name themselves."""
+
 KEY = "vcjax.json"
 FOLDER = ".vcjax"
 """The folder that `vcjax init` makes in a project, as Git makes `.git`."""
@@ -27,13 +33,20 @@ class Settings:
 
     Attributes:
         compress: whether new leaf objects are compressed (zstd behind a byte shuffle).
+        version: of the disk format.
     """
 
     compress: bool = False
+    version: int = FORMAT_VERSION
 
     def encode(self) -> bytes:
         """The bytes of `vcjax.json`."""
-        body = {"format": FORMAT_VERSION, "settings": {"compress": self.compress}}
+        body: dict[str, Any] = {
+            "format": self.version,
+            "settings": {"compress": self.compress},
+        }
+        if self.version > 1:
+            body["needs"] = []
         return json.dumps({**body, "check": checksum(body)}, indent=2).encode() + b"\n"
 
     @classmethod
@@ -41,25 +54,33 @@ class Settings:
         """The settings in a stored `vcjax.json`.
 
         Raises:
-            UnknownFormatError: it is of another version.
+            UnknownFormatError: it is of another version, or needs what this one has not.
             CorruptionError: it cannot be parsed, or lacks its checksum.
         """
+        needs: list[str] = []
         try:
             body = json.loads(data)
             version = body["format"]
             # Of a later version neither the members nor the rule of the checksum are known.
-            if version == FORMAT_VERSION:
+            if type(version) is int and version in READABLE:
                 if body["check"] != checksum(body):
                     raise ValueError("it does not have its checksum")
-                return cls(compress=bool(body["settings"]["compress"]))
+                needs = [str(need) for need in body.get("needs", [])]
+                if not needs:
+                    return cls(bool(body["settings"]["compress"]), version)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             usual = cls().encode().decode()
             raise CorruptionError(
                 f"{KEY} in {url} is damaged: {error!r}", hint=f"its usual content is {usual}"
             ) from error
+        if needs:
+            raise UnknownFormatError(
+                f"the repository in {url} needs {', '.join(needs)}, which this vcjax does not have",
+                hint="upgrade vcjax",
+            )
         raise UnknownFormatError(
             f"the repository in {url} has format version {version!r}; "
-            f"this vcjax reads version {FORMAT_VERSION}",
+            f"this vcjax reads versions {' and '.join(map(str, READABLE))}",
             hint="upgrade vcjax",
         )
 
