@@ -72,7 +72,8 @@ class Store:
     def __init__(self, location: Location):
         self.location = location
         self.url = location.url
-        self._kv = ts.KvStore.open(location.spec, context=_context()).result()
+        with _storage_errors("open", self.url, ""):
+            self._kv = ts.KvStore.open(location.spec, context=_context()).result()
         self._durable_folders: set[str] = set()
         self._unsynced: set[str] = set()
         self._lock = threading.Lock()

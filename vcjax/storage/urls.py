@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from vcjax.errors import StorageError
 
@@ -34,11 +34,19 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
     from the standard variables AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL.
 
     Raises:
-        StorageError: unknown scheme, or no bucket in the URL.
+        StorageError: unknown scheme, no bucket in the URL, or a path that cannot be one.
     """
-    text = os.fspath(url)
+    text = os.fsdecode(url)
+    if "\0" in text:
+        raise StorageError(f"{text!r} holds a NUL, which no place has in its name")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise StorageError(f"{text!r} is not valid Unicode: {error}") from error
+    if text.startswith("file:/") and not text.startswith("file://"):
+        text = text.replace("file:", "file://", 1)  # RFC 8089 has both
     if "://" not in text:
-        return _local(Path(text))
+        return _local(text)
     try:
         parts = urlsplit(text)
     except ValueError as error:
@@ -48,7 +56,10 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
             raise StorageError(
                 f"{text!r} names another host", hint=f"write file:///{parts.netloc}{parts.path}"
             )
-        return _local(Path(unquote(parts.path)))
+        # Bytes that are no text are percent-encoded, too. The query and fragment of a path are a
+        # part of it: `file:///runs/a?b#c` names what a shell calls /runs/a?b#c.
+        path = unquote_to_bytes(os.fsencode(text.partition("://")[2].removeprefix(parts.netloc)))
+        return _local(os.fsdecode(path), expand=False)
     path = "/".join(filter(None, parts.path.split("/")))
     prefix = f"{path}/" if path else ""
     if parts.scheme == "memory":
@@ -61,13 +72,30 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
         )
     if not parts.netloc:
         raise StorageError(f"no bucket in {text!r}", hint=f"write {parts.scheme}://BUCKET/PREFIX")
+    options = _options(text, parts.scheme, parts.query, parts.fragment)
     spec: dict[str, Any] = {"bucket": parts.netloc, "path": prefix}
     canonical = f"{parts.scheme}://{parts.netloc}/{path}".rstrip("/")
     if parts.scheme == "gs":
         return Location(canonical, {"driver": "gcs", **spec})
     if parts.query:  # what opens the store again
         canonical += f"?{parts.query}"
-    return Location(canonical, {"driver": "s3", **spec, **_s3_options(parse_qs(parts.query))})
+    return Location(canonical, {"driver": "s3", **spec, **_s3_options(options)})
+
+
+_OPTIONS = {"s3": ("endpoint", "region"), "gs": ()}
+
+
+def _options(url: str, scheme: str, query: str, fragment: str) -> dict[str, list[str]]:
+    """What follows the `?` of a bucket's URL; what is not known is a slip."""
+    options = parse_qs(query, keep_blank_values=True)
+    known = _OPTIONS[scheme]
+    unknown = [f"?{name}=" for name in options if name not in known]
+    if fragment or unknown:
+        raise StorageError(
+            f"{url!r} has {unknown[0] if unknown else '#'}, which means nothing there",
+            hint=f"{scheme}:// URLs take {' and '.join(known) or 'no options'}",
+        )
+    return options
 
 
 def _s3_options(query: dict[str, list[str]]) -> dict[str, Any]:
@@ -85,6 +113,38 @@ def _s3_options(query: dict[str, list[str]]) -> dict[str, Any]:
     return options
 
 
-def _local(path: Path) -> Location:
-    folder = path.expanduser().absolute()
+def _local(text: str, expand: bool = True) -> Location:
+    """A folder: of a path relative to the current one, with `~` and `..` resolved.
+
+    `..` after a symbolic link is the folder above what that leads to, as in `cd -P` and `open`.
+    """
+    if not text:
+        raise StorageError("the path is empty", hint="write `.` for the current folder")
+    try:
+        path = Path(text).expanduser() if expand else Path(text)
+    except RuntimeError as error:  # no such user
+        raise StorageError(
+            f"the home folder of {text!r} is not known: {error}",
+            hint=f"write ./{text} for a folder of that name, or the path in full",
+        ) from error
+    folder = path.absolute()
+    if ".." in folder.parts:
+        folder = Path(os.path.realpath(folder))
+    problem = _unsupported(folder)
+    if problem:
+        raise StorageError(f"{str(folder)!r} cannot hold a repository: {problem}", hint=_RENAME)
     return Location(str(folder), {"driver": "file", "path": f"{folder}/"}, folder)
+
+
+_RENAME = "rename the folder, or reach it by a symbolic link of another name"
+
+
+def _unsupported(folder: Path) -> str | None:
+    """What TensorStore would take for another path."""
+    if os.sep != "\\" and "\\" in str(folder):
+        return "it has a backslash in its name"
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8"
+    return None
