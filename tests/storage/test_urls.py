@@ -70,6 +70,7 @@ def test_a_repository_is_found_through_a_link(below):
         ("~nobody]", "home folder"),
         ("runs\0more", "NUL"),
         ("memory://a\0b", "NUL"),
+        ("file:///a%00b", "NUL"),
         ("", "empty"),
         ("C:\\runs", "backslash"),
         (os.fsdecode(b"\xff"), "UTF-8"),

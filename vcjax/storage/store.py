@@ -4,7 +4,7 @@ import mmap
 import os
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -14,11 +14,9 @@ from typing import Any
 import tensorstore as ts
 
 from vcjax.errors import StorageError, VcjaxError
+from vcjax.storage.lock import LOCK_NAME, FolderLock, file_options, fsync_folder
 from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
 from vcjax.storage.urls import Location, parse_url
-
-LOCK_NAME = ".lock"
-"""The file that serialises `compare_and_set` in a folder."""
 
 _NO_KEYS = (TEMPORARY, LOCK_NAME)
 
@@ -55,6 +53,8 @@ def _storage_errors(action: str, url: str, key: str) -> Iterator[None]:
             hint = "the disk is full: free space and try again; nothing committed before is touched"
         elif is_refused(error):
             hint = "this place is not writable for you"
+        elif "Failed to acquire lock" in str(error):
+            hint = "somebody writes it just now, or was killed doing so: then delete that file"
         raise StorageError(f"cannot {action} {key!r} in {url}: {error}", hint=hint) from error
 
 
@@ -72,14 +72,34 @@ class Store:
     def __init__(self, location: Location):
         self.location = location
         self.url = location.url
-        with _storage_errors("open", self.url, ""):
-            self._kv = ts.KvStore.open(location.spec, context=_context()).result()
+        self._folder_lock = None if location.folder is None else FolderLock(location.folder)
+        self._spec = self._fitting_spec()
+        self._kv = self._opened()
         self._durable_folders: set[str] = set()
         self._unsynced: set[str] = set()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+    def _opened(self) -> ts.KvStore:
+        with _storage_errors("open", self.url, ""):
+            return ts.KvStore.open(self._spec, context=_context()).result()
+
+    def _fitting_spec(self) -> dict[str, Any]:
+        """The key-value spec, with what the file system of a folder lacks."""
+        folder = self.location.folder
+        is_known = folder is not None and (folder / LOCK_NAME).exists()
+        with _storage_errors("open", self.url, ""):
+            return {**self.location.spec, **(file_options(folder) if folder and is_known else {})}
+
+    @property
+    def lock(self) -> str | None:
+        """What serialises `compare_and_set`: "flock", or a "file"; None where nothing has to."""
+        if self._folder_lock is None:
+            return None
+        with _storage_errors("lock", self.url, LOCK_NAME):
+            return self._folder_lock.kind
 
     # -- reading ---------------------------------------------------------------
 
@@ -187,7 +207,8 @@ class Store:
             also reads False: read the key back to be sure.
         """
         self.sync()
-        with _storage_errors("write", self.url, key), self._folder_lock():
+        held = nullcontext() if self._folder_lock is None else self._folder_lock.held()
+        with _storage_errors("write", self.url, key), held:
             if self.location.folder is not None and self.read(key) != expected.value:
                 return False
             self._empty_leftover(key)
@@ -198,16 +219,6 @@ class Store:
             self.written(key)
             self.sync()
         return True
-
-    @contextmanager
-    def _folder_lock(self) -> Iterator[None]:
-        if self.location.folder is None:
-            yield
-            return
-        fcntl = _fcntl(self.location.folder)
-        with (self.location.folder / LOCK_NAME).open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def delete(self, keys: Iterable[str]) -> None:
         """Deletes keys; those that do not exist are passed over."""
@@ -256,7 +267,7 @@ class Store:
         it: where the new value is shorter, the end of the old one would be part of it.
         Its own lock tells whether a writer is at work.
         """
-        if self.location.folder is None:
+        if self.location.folder is None or "file_io_locking" in self._spec:
             return
         fcntl, path = _fcntl(self.location.folder), self.location.folder / (key + TEMPORARY)
         with (
@@ -288,13 +299,16 @@ class Store:
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for path in missing:
-                _fsync_folder(path.parent)
+                fsync_folder(path.parent)
+            (folder / LOCK_NAME).touch()
+        self._spec = self._fitting_spec()
+        self._kv = self._opened()
 
     # -- arrays and durability -------------------------------------------------
 
     def array_spec(self, key: str) -> dict[str, Any]:
         """TensorStore key-value spec of the folder `key`, for opening an array there."""
-        spec = dict(self.location.spec)
+        spec = dict(self._spec)
         spec["path"] = f"{spec.get('path', '')}{key}/"
         return spec
 
@@ -313,16 +327,19 @@ class Store:
         """Makes durable the folders that writes have created.
 
         TensorStore syncs each file and the folder it lies in, but not the folders
-        above it that it had to create. A no-op on buckets and in memory.
+        above it that it had to create. A no-op on buckets and in memory. Where folders
+        cannot be synced it would fail, and everything is synced here instead.
         """
         root = self.location.folder
         if root is None:
             return
         with self._lock:
             folders = self._unsynced - self._durable_folders
+        if self._unsynced and self._spec.get("file_io_sync") is False:
+            os.sync()
         for parent in sorted({(root / name).parent for name in folders if name != "."}):
             with _storage_errors("sync", self.url, str(parent)):
-                _fsync_folder(parent)
+                fsync_folder(parent)
         with self._lock:
             self._unsynced -= folders
             self._durable_folders |= folders
@@ -370,14 +387,6 @@ def _fcntl(folder: Path) -> ModuleType:
             "on Windows, run vcjax in WSL",
         ) from error
     return fcntl
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote_to_bytes, urlsplit
 
 from vcjax.errors import StorageError
 
@@ -36,15 +36,7 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
     Raises:
         StorageError: unknown scheme, no bucket in the URL, or a path that cannot be one.
     """
-    text = os.fsdecode(url)
-    if "\0" in text:
-        raise StorageError(f"{text!r} holds a NUL, which no place has in its name")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError as error:
-        raise StorageError(f"{text!r} is not valid Unicode: {error}") from error
-    if text.startswith("file:/") and not text.startswith("file://"):
-        text = text.replace("file:", "file://", 1)  # RFC 8089 has both
+    text = _checked_text(url)
     if "://" not in text:
         return _local(text)
     try:
@@ -61,7 +53,6 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
         path = unquote_to_bytes(os.fsencode(text.partition("://")[2].removeprefix(parts.netloc)))
         return _local(os.fsdecode(path), expand=False)
     path = "/".join(filter(None, parts.path.split("/")))
-    prefix = f"{path}/" if path else ""
     if parts.scheme == "memory":
         name = "/".join(filter(None, (parts.netloc, path)))
         return Location(f"memory://{name}", {"driver": "memory", "path": f"{name}/"})
@@ -70,10 +61,27 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
             f"unknown scheme {parts.scheme!r} in {text!r}",
             hint="use a path, file://, memory://, s3:// or gs://",
         )
+    return _bucket(text, parts, path)
+
+
+def _checked_text(url: str | os.PathLike[str]) -> str:
+    text = os.fsdecode(url)
+    if "\0" in text:
+        raise StorageError(f"{text!r} holds a NUL, which no place has in its name")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise StorageError(f"{text!r} is not valid Unicode: {error}") from error
+    if text.startswith("file:/") and not text.startswith("file://"):
+        return text.replace("file:", "file://", 1)  # RFC 8089 has both
+    return text
+
+
+def _bucket(text: str, parts: SplitResult, path: str) -> Location:
     if not parts.netloc:
         raise StorageError(f"no bucket in {text!r}", hint=f"write {parts.scheme}://BUCKET/PREFIX")
     options = _options(text, parts.scheme, parts.query, parts.fragment)
-    spec: dict[str, Any] = {"bucket": parts.netloc, "path": prefix}
+    spec: dict[str, Any] = {"bucket": parts.netloc, "path": f"{path}/" if path else ""}
     canonical = f"{parts.scheme}://{parts.netloc}/{path}".rstrip("/")
     if parts.scheme == "gs":
         return Location(canonical, {"driver": "gcs", **spec})
@@ -141,6 +149,8 @@ _RENAME = "rename the folder, or reach it by a symbolic link of another name"
 
 def _unsupported(folder: Path) -> str | None:
     """What TensorStore would take for another path."""
+    if "\0" in str(folder):
+        return "it has a NUL in its name"
     if os.sep != "\\" and "\\" in str(folder):
         return "it has a backslash in its name"
     try:
