@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorstore as ts
 
-from vcjax.errors import StorageError, VcjaxError
+from vcjax.errors import RepositoryNotFoundError, StorageError, VcjaxError
 from vcjax.storage.lock import LOCK_NAME, FolderLock, file_options, fsync_folder
 from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
 from vcjax.storage.urls import Location, parse_url
@@ -67,6 +67,8 @@ class Store:
     Attributes:
         url: where it is.
         location: the same, taken apart.
+        marker: a key that is always there, once it is known to be; a folder without it was
+            unmounted, moved or deleted, and is not one that lacks what is asked for.
     """
 
     def __init__(self, location: Location):
@@ -75,6 +77,7 @@ class Store:
         self._folder_lock = None if location.folder is None else FolderLock(location.folder)
         self._spec = self._fitting_spec()
         self._kv = self._opened()
+        self.marker: str | None = None
         self._durable_folders: set[str] = set()
         self._unsynced: set[str] = set()
         self._lock = threading.Lock()
@@ -115,6 +118,8 @@ class Store:
             with _storage_errors("read", self.url, key):
                 result = future.result()
             values.append(result.value if result.state == "value" else None)
+        if None in values:
+            self._require_marker()
         return values
 
     def read_versioned(self, key: str) -> Versioned:
@@ -122,7 +127,18 @@ class Store:
         with _storage_errors("read", self.url, key):
             result = self._kv.read(key).result()
         value = result.value if result.state == "value" else None
+        if value is None:
+            self._require_marker()
         return Versioned(value, result.stamp.generation)
+
+    def _require_marker(self) -> None:
+        folder = self.location.folder
+        if folder is None or self.marker is None or (folder / self.marker).exists():
+            return
+        raise RepositoryNotFoundError(
+            f"the repository in {self.url} is not there any more: it has been there before",
+            hint="see whether its disk is mounted, or whether somebody moved or deleted the folder",
+        )
 
     def mapped(self, key: str) -> memoryview | None:
         """The value of a key as mapped memory: of an immutable one, in a folder.
@@ -154,7 +170,10 @@ class Store:
         if root is not None:
             with _storage_errors("list", self.url, prefix):
                 at = prefix.rfind("/") + 1
-                return sorted(_files(os.fspath(root), prefix[:at], prefix[at:], without))
+                found = sorted(_files(os.fspath(root), prefix[:at], prefix[at:], without))
+            if not found:
+                self._require_marker()
+            return found
         upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
         with _storage_errors("list", self.url, prefix):
             found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
@@ -186,6 +205,7 @@ class Store:
     def write_many(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Writes several immutable objects concurrently. Durable after `sync`."""
         pending = []
+        self._require_marker()
         for key, value in items:
             self._empty_leftover(key)
             pending.append((key, self._kv.write(key, value)))
@@ -206,6 +226,7 @@ class Store:
             False when somebody else was faster. With `s3://` a lost *response*
             also reads False: read the key back to be sure.
         """
+        self._require_marker()
         self.sync()
         held = nullcontext() if self._folder_lock is None else self._folder_lock.held()
         with _storage_errors("write", self.url, key), held:
@@ -308,6 +329,7 @@ class Store:
 
     def array_spec(self, key: str) -> dict[str, Any]:
         """TensorStore key-value spec of the folder `key`, for opening an array there."""
+        self._require_marker()
         spec = dict(self._spec)
         spec["path"] = f"{spec.get('path', '')}{key}/"
         return spec
