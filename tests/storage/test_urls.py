@@ -1,6 +1,7 @@
 """Places of repositories: paths and URLs as users write them."""
 
 import os
+import socket
 import string
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 import vcjax
 from vcjax.errors import StorageError, VcjaxError
-from vcjax.storage import open_store, parse_url
+from vcjax.storage import Versioned, open_store, parse_url
 
 UP = Path("..")
 
@@ -78,6 +79,8 @@ def test_a_repository_is_found_through_a_link(below):
         ("s3://b/run?regoin=x", "regoin"),
         ("s3://b/run#1", "#"),
         ("gs://b/run?region=x", "region"),
+        ("s3://b/run?timeout=soon", "no seconds"),
+        ("gs://b/run?timeout=0", "no seconds"),
         ("s3://UPPER CASE/x", "cannot open"),
         ("https://x/y", "unknown scheme"),
         ("file://host/x", "another host"),
@@ -90,6 +93,28 @@ def test_places_that_cannot_be_are_refused(below, place, problem):
         with pytest.raises(StorageError, match=problem):
             call(place)
     assert os.listdir() == []
+
+
+def test_a_bucket_that_does_not_answer_is_an_error(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and that is all
+        at = f"endpoint=http://127.0.0.1:{silent.getsockname()[1]}&region=us-east-1"
+        assert parse_url(f"s3://models/run?{at}").timeout_s == 30
+        store = open_store(f"s3://models/run?{at}&timeout=0.2")
+        seen = Versioned(None, b"")
+        for call in (
+            lambda: store.read("x"),
+            lambda: store.read_versioned("x"),
+            lambda: store.keys("x"),
+            lambda: store.write("x", b"1"),
+            lambda: store.compare_and_set("x", b"1", seen),
+            lambda: store.delete(["x"]),
+            lambda: vcjax.Repository.open(store.url),
+        ):
+            with pytest.raises(StorageError, match="there is no answer") as caught:
+                call()
+            assert "credentials" in (caught.value.hint or "")
 
 
 @given(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from vcjax.errors import StorageError
@@ -62,6 +63,7 @@ class FolderLock:
         Raises:
             StorageError: somebody else does not let it go.
         """
+        locks_of(self._folder)
         with (self._folder / LOCK_NAME).open("ab") as file:
             if _locks(file.fileno()):
                 yield
@@ -107,6 +109,24 @@ class FolderLock:
                 path.unlink(missing_ok=True)
         finally:
             breaking.unlink(missing_ok=True)
+
+
+def locks_of(folder: Path) -> ModuleType:
+    """The module of file locks, which Windows lacks; TensorStore's locks there were not tried.
+
+    Asked for when a folder is written: history in memory and in buckets works without.
+
+    Raises:
+        StorageError: there is none.
+    """
+    if fcntl is None:
+        raise StorageError(
+            f"cannot write to {str(folder)!r}: this system has no fcntl.flock, "
+            "on which compare-and-set in a folder relies",
+            hint="keep the repository in a bucket (s3://, gs://) or in memory://; "
+            "on Windows, run vcjax in WSL",
+        )
+    return fcntl
 
 
 @cache

@@ -3,19 +3,19 @@
 import mmap
 import os
 import threading
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Container, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePosixPath
-from types import ModuleType
+from pathlib import PurePosixPath
 from typing import Any
 
 import tensorstore as ts
 
-from vcjax.errors import RepositoryNotFoundError, StorageError, VcjaxError
-from vcjax.storage.lock import LOCK_NAME, FolderLock, file_options, fsync_folder
-from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
+from vcjax.errors import RepositoryNotFoundError
+from vcjax.storage.lock import LOCK_NAME, FolderLock, file_options, fsync_folder, locks_of
+from vcjax.storage.refusal import storage_errors
+from vcjax.storage.tensorstore_internals import TEMPORARY
 from vcjax.storage.urls import Location, parse_url
 
 _NO_KEYS = (TEMPORARY, LOCK_NAME)
@@ -38,24 +38,6 @@ class Versioned:
 def _context() -> ts.Context:
     """One context for the process, so that `memory://NAME` is the same store everywhere."""
     return ts.Context()
-
-
-@contextmanager
-def _storage_errors(action: str, url: str, key: str) -> Iterator[None]:
-    """Turns TensorStore's errors (ValueError, OSError…) into `StorageError` with a hint."""
-    try:
-        yield
-    except VcjaxError:
-        raise
-    except (ValueError, OSError, RuntimeError, NotImplementedError, TimeoutError) as error:
-        hint = "check that the place exists and that you may read and write it"
-        if is_full(error):
-            hint = "the disk is full: free space and try again; nothing committed before is touched"
-        elif is_refused(error):
-            hint = "this place is not writable for you"
-        elif "Failed to acquire lock" in str(error):
-            hint = "somebody writes it just now, or was killed doing so: then delete that file"
-        raise StorageError(f"cannot {action} {key!r} in {url}: {error}", hint=hint) from error
 
 
 class Store:
@@ -86,14 +68,14 @@ class Store:
         return f"Store({self.url!r})"
 
     def _opened(self) -> ts.KvStore:
-        with _storage_errors("open", self.url, ""):
-            return ts.KvStore.open(self._spec, context=_context()).result()
+        with storage_errors("open", self.url, ""):
+            return ts.KvStore.open(self._spec, context=_context()).result(self.location.timeout_s)
 
     def _fitting_spec(self) -> dict[str, Any]:
         """The key-value spec, with what the file system of a folder lacks."""
         folder = self.location.folder
         is_known = folder is not None and (folder / LOCK_NAME).exists()
-        with _storage_errors("open", self.url, ""):
+        with storage_errors("open", self.url, ""):
             return {**self.location.spec, **(file_options(folder) if folder and is_known else {})}
 
     @property
@@ -101,7 +83,7 @@ class Store:
         """What serialises `compare_and_set`: "flock", or a "file"; None where nothing has to."""
         if self._folder_lock is None:
             return None
-        with _storage_errors("lock", self.url, LOCK_NAME):
+        with storage_errors("lock", self.url, LOCK_NAME):
             return self._folder_lock.kind
 
     # -- reading ---------------------------------------------------------------
@@ -115,8 +97,8 @@ class Store:
         futures = [self._kv.read(key) for key in keys]
         values: list[bytes | None] = []
         for key, future in zip(keys, futures, strict=True):
-            with _storage_errors("read", self.url, key):
-                result = future.result()
+            with storage_errors("read", self.url, key):
+                result = future.result(self.location.timeout_s)
             values.append(result.value if result.state == "value" else None)
         if None in values:
             self._require_marker()
@@ -124,8 +106,8 @@ class Store:
 
     def read_versioned(self, key: str) -> Versioned:
         """The value of a key and its generation, for `compare_and_set`."""
-        with _storage_errors("read", self.url, key):
-            result = self._kv.read(key).result()
+        with storage_errors("read", self.url, key):
+            result = self._kv.read(key).result(self.location.timeout_s)
         value = result.value if result.state == "value" else None
         if value is None:
             self._require_marker()
@@ -168,15 +150,17 @@ class Store:
         """
         root = self.location.folder
         if root is not None:
-            with _storage_errors("list", self.url, prefix):
+            with storage_errors("list", self.url, prefix):
                 at = prefix.rfind("/") + 1
                 found = sorted(_files(os.fspath(root), prefix[:at], prefix[at:], without))
             if not found:
                 self._require_marker()
             return found
         upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
-        with _storage_errors("list", self.url, prefix):
-            found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
+        with storage_errors("list", self.url, prefix):
+            found = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result(
+                self.location.timeout_s
+            )
         names = (key.decode() for key in found)
         return sorted(k for k in names if not k.endswith(_NO_KEYS) and k not in without)
 
@@ -210,8 +194,8 @@ class Store:
             self._empty_leftover(key)
             pending.append((key, self._kv.write(key, value)))
         for key, future in pending:
-            with _storage_errors("write", self.url, key):
-                future.result()
+            with storage_errors("write", self.url, key):
+                future.result(self.location.timeout_s)
             self.written(key)
 
     def compare_and_set(self, key: str, value: bytes | None, expected: Versioned) -> bool:
@@ -229,11 +213,13 @@ class Store:
         self._require_marker()
         self.sync()
         held = nullcontext() if self._folder_lock is None else self._folder_lock.held()
-        with _storage_errors("write", self.url, key), held:
+        with storage_errors("write", self.url, key), held:
             if self.location.folder is not None and self.read(key) != expected.value:
                 return False
             self._empty_leftover(key)
-            stamp = self._kv.write(key, value, if_equal=expected.generation).result()
+            stamp = self._kv.write(key, value, if_equal=expected.generation).result(
+                self.location.timeout_s
+            )
         if not stamp.generation:
             return False
         if value is not None:
@@ -245,8 +231,8 @@ class Store:
         """Deletes keys; those that do not exist are passed over."""
         futures = [(key, self._kv.write(key, None)) for key in keys]
         for key, future in futures:
-            with _storage_errors("delete", self.url, key):
-                future.result()
+            with storage_errors("delete", self.url, key):
+                future.result(self.location.timeout_s)
 
     def remove_empty_folders(self, key: str) -> None:
         """Removes the folder `key` and those below it, if no file is in them."""
@@ -277,7 +263,7 @@ class Store:
             StorageError: a folder cannot be written safely on this system.
         """
         if self.location.folder is not None:
-            _fcntl(self.location.folder)
+            locks_of(self.location.folder)
         for key in self.leftovers(prefix):
             self._empty_leftover(key.removesuffix(TEMPORARY))
 
@@ -290,7 +276,7 @@ class Store:
         """
         if self.location.folder is None or "file_io_locking" in self._spec:
             return
-        fcntl, path = _fcntl(self.location.folder), self.location.folder / (key + TEMPORARY)
+        fcntl, path = locks_of(self.location.folder), self.location.folder / (key + TEMPORARY)
         with (
             suppress(FileNotFoundError, PermissionError, BlockingIOError),
             path.open("r+b") as file,
@@ -303,7 +289,7 @@ class Store:
         """Removes what `leftovers` found."""
         for key in keys:
             assert self.location.folder is not None
-            with _storage_errors("delete", self.url, key):
+            with storage_errors("delete", self.url, key):
                 (self.location.folder / key).unlink(missing_ok=True)
 
     def make_folder(self) -> None:
@@ -315,8 +301,8 @@ class Store:
         folder = self.location.folder
         if folder is None:
             return
-        _fcntl(folder)  # before anything is made
-        with _storage_errors("create", self.url, ""):
+        locks_of(folder)  # before anything is made
+        with storage_errors("create", self.url, ""):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for path in missing:
@@ -360,7 +346,7 @@ class Store:
         if self._unsynced and self._spec.get("file_io_sync") is False:
             os.sync()
         for parent in sorted({(root / name).parent for name in folders if name != "."}):
-            with _storage_errors("sync", self.url, str(parent)):
+            with storage_errors("sync", self.url, str(parent)):
                 fsync_folder(parent)
         with self._lock:
             self._unsynced -= folders
@@ -392,23 +378,6 @@ def _files(root: str, folder: str, beginning: str, without: Container[str]) -> l
         elif not name.endswith(_NO_KEYS):
             found.append(folder + name)
     return found
-
-
-def _fcntl(folder: Path) -> ModuleType:
-    """The module of file locks, which Windows lacks.
-
-    Imported when a folder is written: history in memory and in buckets works without.
-    """
-    try:
-        import fcntl
-    except ImportError as error:
-        raise StorageError(
-            f"cannot write to {str(folder)!r}: this system has no fcntl.flock, "
-            "on which compare-and-set in a folder relies",
-            hint="keep the repository in a bucket (s3://, gs://) or in memory://; "
-            "on Windows, run vcjax in WSL",
-        ) from error
-    return fcntl
 
 
 def open_store(url: str | os.PathLike[str]) -> Store:

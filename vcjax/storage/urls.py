@@ -19,11 +19,13 @@ class Location:
         url: canonical URL, as shown to the user.
         spec: TensorStore key-value store spec.
         folder: the folder on this machine, for local stores.
+        timeout_s: how long a bucket may take for one answer, seconds; None for any time.
     """
 
     url: str
     spec: dict[str, Any]
     folder: Path | None = None
+    timeout_s: float | None = None
 
 
 def parse_url(url: str | os.PathLike[str]) -> Location:
@@ -31,7 +33,8 @@ def parse_url(url: str | os.PathLike[str]) -> Location:
 
     `PATH`, `file:///PATH`, `memory://NAME`, `gs://BUCKET/PREFIX` and
     `s3://BUCKET/PREFIX?endpoint=URL&region=NAME`; an S3 endpoint may also come
-    from the standard variables AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL.
+    from the standard variables AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL. Buckets take
+    `?timeout=SECONDS` for one answer, 30 by default.
 
     Raises:
         StorageError: unknown scheme, no bucket in the URL, or a path that cannot be one.
@@ -83,14 +86,19 @@ def _bucket(text: str, parts: SplitResult, path: str) -> Location:
     options = _options(text, parts.scheme, parts.query, parts.fragment)
     spec: dict[str, Any] = {"bucket": parts.netloc, "path": f"{path}/" if path else ""}
     canonical = f"{parts.scheme}://{parts.netloc}/{path}".rstrip("/")
-    if parts.scheme == "gs":
-        return Location(canonical, {"driver": "gcs", **spec})
     if parts.query:  # what opens the store again
         canonical += f"?{parts.query}"
-    return Location(canonical, {"driver": "s3", **spec, **_s3_options(options)})
+    timeout_s = _timeout(text, options)
+    if parts.scheme == "gs":
+        return Location(canonical, {"driver": "gcs", **spec}, timeout_s=timeout_s)
+    spec = {"driver": "s3", **spec, **_s3_options(options)}
+    return Location(canonical, spec, timeout_s=timeout_s)
 
 
-_OPTIONS = {"s3": ("endpoint", "region"), "gs": ()}
+TIMEOUT_S = 30.0
+"""How long a bucket that is out of reach is waited for, unless its URL says otherwise."""
+
+_OPTIONS = {"s3": ("endpoint", "region", "timeout"), "gs": ("timeout",)}
 
 
 def _options(url: str, scheme: str, query: str, fragment: str) -> dict[str, list[str]]:
@@ -101,9 +109,20 @@ def _options(url: str, scheme: str, query: str, fragment: str) -> dict[str, list
     if fragment or unknown:
         raise StorageError(
             f"{url!r} has {unknown[0] if unknown else '#'}, which means nothing there",
-            hint=f"{scheme}:// URLs take {' and '.join(known) or 'no options'}",
+            hint=f"{scheme}:// URLs take {', '.join(known)}",
         )
     return options
+
+
+def _timeout(url: str, options: dict[str, list[str]]) -> float:
+    text = options.get("timeout", [str(TIMEOUT_S)])[0]
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise StorageError(f"{url!r}: {text!r} are no seconds", hint="write ?timeout=60")
+    return seconds
 
 
 def _s3_options(query: dict[str, list[str]]) -> dict[str, Any]:
@@ -118,6 +137,9 @@ def _s3_options(query: dict[str, list[str]]) -> dict[str, Any]:
     )
     if region:
         options["aws_region"] = region
+    if {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} <= os.environ.keys():
+        # They come first in any case; but the library would print of each file that is not there.
+        options["aws_credentials"] = {"type": "environment"}
     return options
 
 
