@@ -17,7 +17,7 @@ CALLS = {
         {"large": np.ones(50_000), "small": np.ones(500)}, "y"
     ),
     "restore": lambda repo: repo.restore("HEAD"),
-    "restore of a digest": lambda repo: repo.restore(repo.first),
+    "commit by a digest": lambda repo: repo.resolve("abcd"),
     "log": lambda repo: list(repo.log()),
     "branches": lambda repo: repo.branches,
     "tag": lambda repo: repo.tag("v1", "HEAD"),
@@ -37,7 +37,6 @@ def folder(tmp_path):
 @pytest.mark.parametrize("call", CALLS)
 def test_a_folder_that_is_gone_is_told(folder, how, call):
     repo = vcjax.Repository.open(folder)
-    repo.first = next(iter(repo.log())).digest[:8]
     if how == "moved":
         folder.rename(folder.with_name("elsewhere"))
     else:
@@ -86,3 +85,11 @@ def test_a_manager_within_a_run_is_refused(tmp_path, within, read_only):
     assert not (inner / "vcjax.json").exists()
     vcjax.Repository.init(inner)  # who wants one there says so
     vcjax.CheckpointManager(inner).close()
+
+
+def test_a_manager_beside_the_steps_of_a_run_is_told(tmp_path, monkeypatch):
+    vcjax.Repository.init(tmp_path / "run")
+    said = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *args: said.append(text % args))
+    vcjax.CheckpointManager(tmp_path / "run" / "evaluation").close()
+    assert any(str(tmp_path / "run") in text for text in said)

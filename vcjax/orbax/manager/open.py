@@ -11,7 +11,7 @@ from absl import logging
 from orbax.checkpoint.handlers import CheckpointHandlerRegistry
 
 from vcjax.errors import RepositoryExistsError, RepositoryNotFoundError
-from vcjax.objects.layout import GRACE_SECONDS
+from vcjax.objects.layout import GRACE_SECONDS, OBJECT_FOLDERS
 from vcjax.orbax.items.handlers import ItemHandlers
 from vcjax.orbax.items.shared_save import clean_folders
 from vcjax.orbax.manager.options import added, is_local, process_timeout
@@ -95,13 +95,22 @@ def _opened(directory: str | os.PathLike[str], options: ocp.CheckpointManagerOpt
 
 
 def _refuse_to_nest(store: Store) -> None:
-    """A run that is opened by the folder of one of its steps would begin at its first step."""
-    if (outer := enclosing(store)) is not None:
-        raise RepositoryExistsError(
-            f"{store.url} lies within the repository in {outer}",
-            hint=f"give {str(outer)!r}; or, for a run of its own in there, first "
-            f"`vcjax init {shlex.quote(store.url)}`",
-        )
+    """A run that is opened by the folder of one of its steps would begin at its first step.
+
+    Runs in other folders of a run are allowed, as by Orbax.
+    """
+    outer = enclosing(store)
+    if outer is None:
+        return
+    name = Path(store.url).relative_to(outer).parts[0]
+    if not (name[-1].isdecimal() or name in OBJECT_FOLDERS):
+        logging.warning("%s lies within the repository in %s, and is another", store.url, outer)
+        return
+    raise RepositoryExistsError(
+        f"{store.url} lies within the repository in {outer}",
+        hint=f"give {str(outer)!r}; or, for a run of its own in there, first "
+        f"`vcjax init {shlex.quote(store.url)}`",
+    )
 
 
 def _warn_of_orbax(folder: Path) -> None:
