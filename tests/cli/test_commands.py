@@ -100,6 +100,29 @@ def test_checkout_of_some_leaves_and_by_format_name(ok, project, tmp_path):
     assert sorted(part) == ["encoder.bias", "encoder.weight", "steps"]
 
 
+def test_checkout_writes_neither_through_links_nor_over_what_is_read_only(
+    cli, ok, project, tmp_path
+):
+    """Caches of content hand out links to files that others use, too, and make them read-only."""
+    (tmp_path / "cache").mkdir()
+    kept = tmp_path / "cache" / "ab12"
+    kept.write_bytes(b"theirs")
+    kept.chmod(0o444)
+    for name, place in {"link": kept, "nowhere": tmp_path / "cache" / "gone"}.items():
+        (tmp_path / f"{name}.npz").symlink_to(place)
+        code, _, err = cli("checkout", "HEAD", f"{name}.npz")
+        assert code == 1
+        assert "is a symbolic link to" in err
+    code, _, err = cli("checkout", "HEAD", "cache/ab12", "--format=npz")
+    assert code == 1
+    assert "is read-only" in err
+    assert [path.name for path in kept.parent.iterdir()] == ["ab12"]
+    assert kept.read_bytes() == b"theirs"
+    ok("checkout", "HEAD", "link.npz", "--force")
+    assert (tmp_path / "link.npz").is_symlink()
+    assert "steps" in formats.read(kept).tree
+
+
 def test_commit_records_what_the_flags_say(ok, project, monkeypatch):
     monkeypatch.setenv("VCJAX_AUTHOR", "Ada <ada@example.org>")
     ok("commit", "base.safetensors", "--metadata", "lr=0.1", "--metadata=note=as text")

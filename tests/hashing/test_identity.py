@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import vcjax
 from vcjax import hashing
-from vcjax.objects.zarr import ZARR_DTYPES
+from vcjax.objects.array_metadata import ZARR_DTYPES
 from vcjax.tree import dtypes, storage_dtype
 
 pytestmark = pytest.mark.smoke

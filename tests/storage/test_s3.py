@@ -1,5 +1,7 @@
 """A real S3 API on loopback: moto's server, through TensorStore's own S3 driver."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,7 +11,7 @@ import tensorstore as ts
 import vcjax
 from vcjax.storage import open_store
 
-from ..subprocesses import PATIENCE
+from ..subprocesses import PATIENCE, environment
 
 pytestmark = pytest.mark.smoke
 
@@ -64,6 +66,18 @@ def test_commits_and_restores(url):
     with pytest.raises(vcjax.errors.RepositoryExistsError):
         vcjax.Repository.init(url)
     assert vcjax.Repository.open(fresh.url).resolve("v1").message == "two"
+
+
+def test_nothing_but_what_we_say_is_printed(url, tmp_path):
+    """The library of S3 tells of each file of settings that is not there."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vcjax.cli", "init", url],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(HOME=str(tmp_path)),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_nothing_is_there(url):

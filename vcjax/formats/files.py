@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,61 @@ _HINTS = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.ENAMETOOLONG: "choose a shorter file name",
 }
+
+
+MAX_NAME_BYTES = 255
+"""How long the name of a file may be, in bytes, on nearly every file system."""
+
+
+def name_problem(name: str) -> str | None:
+    """Why a name that a repository brings cannot be that of one file in a folder; None if it can.
+
+    Whoever made the repository chose it, so that joined to a folder it might lead out of it.
+
+    Example:
+        >>> name_problem("weights.bin"), name_problem("../.profile")
+        (None, 'it leads to another folder')
+    """
+    if name in ("", ".."):
+        return "it names no file"
+    if Path(name).name != name:  # by the rules of this machine: drives and backslashes, too
+        return "it leads to another folder"
+    if "\0" in name:
+        return "it holds a NUL"
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    return f"it is longer than {MAX_NAME_BYTES} bytes" if length > MAX_NAME_BYTES else None
+
+
+def refuse_protected(path: Path, force_flag: str) -> None:
+    """Refuses to write a file over what is likely to be wanted elsewhere, or is protected.
+
+    Caches of content, such as those of DVC and of the Hugging Face Hub, hand out links to
+    files that others use as well, and make them read-only.
+
+    Args:
+        path: what is about to be written.
+        force_flag: what a user types to write it all the same, for the hint.
+
+    Raises:
+        StorageError: it is a symbolic link, or a file that nobody may write to.
+    """
+    if path.is_symlink():
+        raise errors.StorageError(
+            f"{str(path)!r} is a symbolic link to {os.readlink(path)!r}",
+            hint=f"give the place itself, remove the link, or write through it with {force_flag}",
+        )
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there yet; whatever else it is, writing will say so
+        return
+    if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH):
+        raise errors.StorageError(
+            f"{str(path)!r} is read-only",
+            hint=f"choose another file, or replace this one with {force_flag}",
+        )
 
 
 def storage_error(verb: str, path: Path, number: int | None, reason: str) -> errors.StorageError:

@@ -37,7 +37,10 @@ _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
 _MAX_DEPTH = 500  # msgpack refuses to read 512 levels, msgpack-python to pack 511
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
-_DAMAGE = (ValueError, TypeError, OverflowError, MemoryError, RecursionError)
+_DAMAGE = (
+    *(ValueError, TypeError, OverflowError, MemoryError, RecursionError),
+    msgpack.exceptions.UnpackException,
+)
 # Flax finds a dtype by its name, so not those of strings, dates and records.
 _DTYPES = {np.dtype(code).name: np.dtype(code) for code in "?bhilqBHILQefdgFDG"} | arrays.ML_DTYPES
 _TREE_METADATA = {"encoding": "tree"}
@@ -203,9 +206,9 @@ def _refuse(keys: tuple[Any, ...], problem: str, hint: str) -> NoReturn:
 
 def _array(data: bytes) -> np.ndarray:
     shape, name, content = msgpack.unpackb(data, raw=True)
-    dtype = _DTYPES.get(name.decode())
+    dtype = _DTYPES.get(name.decode()) if isinstance(name, bytes) else None
     if dtype is None:
-        raise ValueError(f"an array has the dtype {name.decode()!r}")
+        raise ValueError(f"an array has the dtype {name!r}")
     return np.frombuffer(content, dtype).reshape(shape)
 
 

@@ -19,9 +19,11 @@ import io
 import json
 import lzma
 import math
+import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +43,8 @@ _DAMAGE = (
     *(RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
     # zipfile: an unknown compression method; a seek that a damaged offset sends too far.
     *(NotImplementedError, AttributeError, AssertionError),
+    # NumPy: a header that is no Python; zipfile: extra fields that are cut short.
+    *(tokenize.TokenError, struct.error),
 )
 
 
@@ -80,12 +84,13 @@ class Npz:
         ):
             size = path.stat().st_size
             members = archive.infolist()
+            _check_sizes(members, size)
             dtypes: dict[str, np.dtype] = {}
             metadata: dict[str, Any] = {}
             tree: dict[str, np.ndarray] = {}
             for info in members:
                 if info.filename == MEMBER:
-                    dtypes, metadata = _parse_member(_content(archive, info, size).tobytes())
+                    dtypes, metadata = _parse_member(_content(archive, info).tobytes())
             for info in members:
                 name = info.filename.removesuffix(".npy")
                 if info.filename == MEMBER:
@@ -93,7 +98,7 @@ class Npz:
                 if name == info.filename or name in tree:
                     what = "there twice" if name in tree else "not an array"
                     raise ValueError(f"its member {info.filename!r} is {what}")
-                tree[name] = _parse_array(name, _content(archive, info, size))
+                tree[name] = _parse_array(name, _content(archive, info))
             for name, dtype in dtypes.items():
                 tree[name] = _retyped(name, tree[name], dtype)
         return Checkpoint(tree, metadata)
@@ -186,11 +191,21 @@ def _parse_member(text: bytes) -> tuple[dict[str, np.dtype], dict[str, Any]]:
     return {name: arrays.ML_DTYPES[dtype] for name, dtype in names.items()}, metadata
 
 
-def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int) -> np.ndarray:
+def _check_sizes(members: Sequence[zipfile.ZipInfo], size: int) -> None:
+    """Refuses claims of more bytes than the file can hold, before memory is spent on them.
+
+    Of all members together, too: they may lie over each other in the file (D. Fifield, "A
+    better zip bomb", 2019).
+    """
+    total = 0
+    for info in members:
+        total += info.file_size
+        if total > size * _MAX_DEFLATE_RATIO:
+            raise ValueError(f"its members up to {info.filename!r} claim {total} bytes")
+
+
+def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """The bytes of a member, checked against its CRC."""
-    # A damaged size must not make us allocate more than the file can hold.
-    if info.file_size > size * _MAX_DEFLATE_RATIO:
-        raise ValueError(f"its member {info.filename!r} claims {info.file_size} bytes")
     content = np.empty(info.file_size, np.uint8)
     with archive.open(info) as file:
         start = 0

@@ -53,6 +53,7 @@ _DTYPES = {
 }
 _FLOAT4 = _DTYPES["F4"]
 _WRITABLE = frozenset(_DTYPES.values())
+_DAMAGE = (safetensors.SafetensorError, ValueError, OverflowError, TypeError, MemoryError)
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 
 
@@ -81,7 +82,7 @@ class Safetensors:
         """
         kind = "a safetensors file"
         with (
-            files.reading(path, kind, safetensors.SafetensorError, ValueError),
+            files.reading(path, kind, *_DAMAGE),
             path.open("rb") as file,
         ):
             with safetensors.safe_open(path, framework="np") as opened:

@@ -56,11 +56,12 @@ def shard_files(folder: Path) -> list[Path]:
             f"{str(folder)!r} has neither {SINGLE} nor {INDEX}",
             hint="give a folder that `save_pretrained` of transformers wrote, or one file",
         )
-    with files.reading(index, "a safetensors index", ValueError, KeyError, AttributeError):
+    damage = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
+    with files.reading(index, "a safetensors index", *damage):
         names = list(dict.fromkeys(json.loads(index.read_text())["weight_map"].values()))
         for name in names:
-            if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".."):
-                raise ValueError(f"{name!r} is no file name")
+            if not isinstance(name, str) or files.name_problem(name):
+                raise ValueError(f"{name!r} is no file name"[:200])
     return [folder / name for name in names]
 
 

@@ -1,7 +1,7 @@
 """Commits: a manifest, its parents, and who, when, why and how good."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,19 +13,22 @@ from vcjax.history.metadata import checked_metadata, checked_metrics
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-_TYPES: dict[str, Any] = {
-    "manifest": bytes,
-    "tree": bytes,
-    "parents": list,
-    "author": str,
-    "time": int,
-    "message": str,
-    "metadata": dict,
-    "metrics": dict,
-    "provenance": dict | None,
-    "generation": int,
-    "leaves": int,
-    "nbytes": int,
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "manifest": canonical.is_raw_digest,
+    "tree": canonical.is_raw_digest,
+    "parents": lambda value: isinstance(value, list) and all(map(canonical.is_raw_digest, value)),
+    "author": canonical.is_text,
+    "time": lambda value: type(value) is int,
+    "message": canonical.is_text,
+    "metadata": lambda value: isinstance(value, dict) and canonical.is_plain(value),
+    "metrics": lambda value: (
+        isinstance(value, dict)
+        and all(canonical.is_text(name) and canonical.is_number(value[name]) for name in value)
+    ),
+    "provenance": lambda value: isinstance(value, dict | None) and canonical.is_plain(value),
+    "generation": canonical.is_count,
+    "leaves": canonical.is_count,
+    "nbytes": canonical.is_count,
 }
 
 
@@ -112,9 +115,7 @@ class Commit:
             CorruptionError: they do not have this digest, or hold no commit.
         """
         fields = canonical.decode("commit", 1, digest, data)
-        wrong = [name for name, kind in _TYPES.items() if not isinstance(fields.get(name), kind)]
-        if wrong:
-            raise CorruptionError(f"commit {digest[:8]} lacks or garbles {', '.join(wrong)}")
+        canonical.check_members(f"commit {digest[:8]}", fields, _RULES)
         try:
             return cls(
                 manifest=fields["manifest"].hex(),
@@ -125,14 +126,14 @@ class Commit:
                 message=fields["message"],
                 metadata=fields["metadata"],
                 metrics=fields["metrics"],
-                provenance=fields["provenance"],
+                provenance=fields.get("provenance"),
                 generation=fields["generation"],
                 leaves=fields["leaves"],
                 nbytes=fields["nbytes"],
                 digest=digest,
             )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise CorruptionError(f"commit {digest[:8]} lacks or garbles {error}") from error
+        except OverflowError as error:
+            raise CorruptionError(f"commit {digest[:8]} claims a time of no calendar") from error
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types, for `--json`."""

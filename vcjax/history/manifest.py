@@ -1,17 +1,21 @@
 """Manifests: the tree of a commit, with the digest of every node and where each leaf lies."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from vcjax.errors import CorruptionError, TreeError, VcjaxError
 from vcjax.hashing import chunk_count, digest_bytes, pack
+from vcjax.hashing.digests import decode_value
 from vcjax.history import canonical
-from vcjax.tree import NODE_KINDS, Key, LeafSpec, Node, leaf_dict, storage_dtype
+from vcjax.tree import NODE_KINDS, Home, Key, LeafSpec, Node, leaf_dict, storage_dtype
 
-DIGEST_BYTES = 32
+DIGEST_BYTES = canonical.DIGEST_BYTES
+
+MAX_AXES = 64
+"""How many axes an array of NumPy may have."""
 
 MAX_KEY_DEPTH = 16
 """How many tuples may be in each other in the key of a dict."""
@@ -153,7 +157,10 @@ class Manifest:
         except VcjaxError as error:
             error.message = f"manifest {digest[:8]}: {error.message}"
             raise
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (
+            *(LookupError, TypeError, ValueError, AttributeError),
+            *(ArithmeticError, RecursionError, MemoryError),
+        ) as error:
             raise CorruptionError(f"manifest {digest[:8]} lacks or garbles {error!r}") from error
 
 
@@ -218,19 +225,40 @@ def _encode_entry(entry: LeafEntry) -> dict[str, Any]:
 def _decode(fields: Any, depth: int) -> Any:
     if depth > canonical.MAX_DEPTH:
         raise CorruptionError(f"nested more than {canonical.MAX_DEPTH} levels")
+    if not isinstance(fields, dict):
+        raise CorruptionError(f"a {type(fields).__name__} is no node")
     if "children" not in fields:
         return _decode_entry(fields)
     if fields["kind"] not in NODE_KINDS:
         raise CorruptionError(f"unknown kind of node {fields['kind']!r}")
     children = tuple(_decode(child, depth + 1) for child in fields["children"])
-    keys = fields.get("keys")
+    keys, name = fields.get("keys"), fields.get("name", "")
     keys = tuple(range(len(children))) if keys is None else tuple(map(decode_key, keys))
     if len(keys) != len(children):
         raise CorruptionError(f"a node has {len(keys)} keys for {len(children)} children")
-    return Node(fields["kind"], keys, children, fields.get("name", ""))
+    if not isinstance(name, str):
+        raise CorruptionError(f"a node is called {name!r}")
+    return Node(fields["kind"], keys, children, name)
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "digest": canonical.is_raw_digest,
+    "dtype": canonical.is_text,
+    "home": lambda value: value in get_args(Home),
+    "shape": lambda value: isinstance(value, list) and all(map(canonical.is_count, value)),
+    "variable": lambda value: isinstance(value, str | None),
+    "chunks": lambda value: isinstance(value, bytes | None),
+    "pack": lambda value: value is None or _is_place(value),
+}
+
+
+def _is_place(value: Any) -> bool:
+    pack, offset, length = value
+    return canonical.is_raw_digest(pack) and all(map(canonical.is_count, (offset, length)))
 
 
 def _decode_entry(fields: dict[str, Any]) -> LeafEntry:
+    canonical.check_members("a leaf", fields, _RULES)
     spec = LeafSpec(fields["dtype"], tuple(fields["shape"]), fields["home"], fields.get("variable"))
     packed = None
     if "pack" in fields:
@@ -251,20 +279,34 @@ def _check_entry(entry: LeafEntry) -> None:
     if spec.is_value:
         if not entry.is_inline:
             raise CorruptionError(f"value {entry.digest[:8]} is not in the manifest")
+        decode_value(spec.dtype, entry.inline)
         return
-    if any(not isinstance(length, int) or length < 0 for length in spec.shape):
-        raise CorruptionError(f"leaf {entry.digest[:8]} claims the shape {spec.shape}")
-    count = chunk_count(spec.shape, storage_dtype(spec.dtype).itemsize)
+    width = storage_dtype(spec.dtype).itemsize
+    check_shape(f"leaf {entry.digest[:8]}", spec.shape, width)
+    count = chunk_count(spec.shape, width)
     if len(entry.chunks) != (count if count > 1 else 0):
         raise CorruptionError(
             f"leaf {entry.digest[:8]} claims to be {spec} but has {len(entry.chunks)} chunk digests"
         )
     held = entry.packed.length if entry.packed else entry.nbytes
-    if entry.packed and (not isinstance(entry.packed.offset, int) or entry.packed.offset < 0):
-        raise CorruptionError(f"leaf {entry.digest[:8]} claims to lie at {entry.packed.offset!r}")
     if entry.is_inline and not isinstance(entry.inline, bytes):
         raise CorruptionError(f"leaf {entry.digest[:8]} holds a {type(entry.inline).__name__}")
     if entry.is_inline:
         held = len(entry.inline)
     if held != entry.nbytes:
         raise CorruptionError(f"leaf {entry.digest[:8]} claims to be {spec} but has {held} bytes")
+
+
+def check_shape(what: str, shape: Sequence[int], itemsize: int) -> None:
+    """Refuses shapes of which no array can be.
+
+    Args:
+        what: has the shape, for the message.
+        shape: lengths of the axes.
+        itemsize: of an element, bytes.
+
+    Raises:
+        CorruptionError: there are more axes than NumPy has, or bytes than an address can say.
+    """
+    if len(shape) > MAX_AXES or math.prod(max(1, n) for n in shape) * itemsize >= 2**63:
+        raise CorruptionError(f"{what} claims the shape {list(shape[:MAX_AXES])}")

@@ -1,7 +1,7 @@
 """`MergeRequest`: what a merge by history was asked for, and those of merges under way."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -86,6 +86,7 @@ class MergeRequest:
             CorruptionError: the record is damaged.
         """
         body = canonical.decode_record(key, data, HINT)
+        canonical.check_members(key, body, _RULES, HINT)
         try:
             return cls(
                 **{
@@ -128,6 +129,37 @@ class MergeRequest:
             weights=provenance["weights"],
             key=provenance["key"],
         )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(canonical.is_text, value))
+
+
+def _are_digests(value: object) -> bool:
+    return isinstance(value, list) and all(map(canonical.is_digest, value))
+
+
+def _is_method(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str)
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "target": canonical.is_text,
+    "ours": canonical.is_digest,
+    "theirs": _are_digests,
+    "names": _are_texts,
+    "rules": lambda value: (
+        isinstance(value, list) and all(_are_texts(rule) and len(rule) == 2 for rule in value)
+    ),
+    "method": lambda value: value is None or _is_method(value),
+    "message": lambda value: isinstance(value, str | None),
+    "author": canonical.is_text,
+    "metadata": lambda value: isinstance(value, dict),
+    "metrics": lambda value: (
+        isinstance(value, dict) and all(map(canonical.is_number, value.values()))
+    ),
+    "started": canonical.is_time,
+}
 
 
 def _weights_among(weights: Any, kept: Sequence[int], count: int) -> Any:

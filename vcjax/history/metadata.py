@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vcjax.errors import VcjaxError
+from vcjax.history.canonical import MAX_METADATA_DEPTH
 
 
 def _plain(value: Any) -> Any:
@@ -12,10 +13,6 @@ def _plain(value: Any) -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     return value
-
-
-MAX_DEPTH = 64
-"""How many levels metadata may be nested; parsers of JSON have limits too."""
 
 
 def checked_metadata(value: Any, where: str = "metadata", depth: int = 0) -> Any:
@@ -31,9 +28,9 @@ def checked_metadata(value: Any, where: str = "metadata", depth: int = 0) -> Any
     Raises:
         VcjaxError: something that JSON cannot hold; the message says where.
     """
-    if depth > MAX_DEPTH:
+    if depth > MAX_METADATA_DEPTH:
         raise VcjaxError(
-            f"{where} is nested more than {MAX_DEPTH} levels deep",
+            f"{where} is nested more than {MAX_METADATA_DEPTH} levels deep",
             hint="put what is this large into the tree, or into a file of its own",
         )
     value = _plain(value)

@@ -68,6 +68,8 @@ class Prunings:
             return Pruning("a policy that the full disk had no space to name", None)
         hint = "delete it if the data of the commit are wanted, or prune the commit again"
         body = canonical.decode_record(PREFIX + commit, data, hint)
+        rules = {"policy": canonical.is_text, "time": canonical.is_time}
+        canonical.check_members(PREFIX + commit, body, rules, hint)
         return Pruning(body["policy"], body["time"])
 
     def all(self) -> frozenset[str]:

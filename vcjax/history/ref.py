@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vcjax.errors import CorruptionError
 from vcjax.history import canonical
-from vcjax.history.refnames import HEAD, HEADS, short_name
+from vcjax.history.refnames import HEAD, HEADS, is_name, short_name
 
 
 class ForeignRecordError(CorruptionError):
@@ -136,9 +137,23 @@ def decode_ref(name: str, value: bytes, key: str | None = None) -> Ref:
         )
     except KeyError as error:
         raise CorruptionError(f"{key or name} lacks {error}") from error
+    canonical.check_members(key or name, body, _RULES, "`log/` holds its earlier states")
     if key is not None and key != ref.log_key:
         raise CorruptionError(f"{key} holds another state, number {ref.sequence}")
     return ref
+
+
+MAX_SEQUENCE = 10**12 - 1
+"""What the names in the log have room for."""
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "commit": lambda value: value == "" or canonical.is_digest(value),
+    "sequence": lambda value: canonical.is_count(value, MAX_SEQUENCE),
+    "time": canonical.is_time,
+    "reason": canonical.is_text,
+    "restores": lambda value: value is None or canonical.is_count(value, MAX_SEQUENCE),
+    "nonce": canonical.is_text,
+}
 
 
 def decode_head(value: bytes | None) -> Head:
@@ -148,9 +163,10 @@ def decode_head(value: bytes | None) -> Head:
         CorruptionError: it is missing or garbled.
     """
     body = _record(HEAD, value or b"")
-    if isinstance(body.get("ref"), str) and body["ref"].startswith(HEADS):
-        return Head(body["ref"][len(HEADS) :])
-    if isinstance(body.get("commit"), str):
+    ref = body.get("ref")
+    if isinstance(ref, str) and ref.startswith(HEADS) and is_name(ref[len(HEADS) :]):
+        return Head(ref[len(HEADS) :])
+    if canonical.is_digest(body.get("commit")):
         return Head(None, body["commit"])
     raise CorruptionError("HEAD is garbled", hint="`vcjax switch BRANCH` writes it anew")
 

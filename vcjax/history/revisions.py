@@ -27,8 +27,13 @@ from vcjax.history.metadata import best_value, lower_is_better
 from vcjax.history.refnames import ALIASES, HEAD, HEADS, REMOTES, TAGS, is_name
 from vcjax.history.refs import Refs
 
-_REVISION = re.compile(r"(.*?)(?:@\{([0-9]{1,18})\})?((?:[~^][0-9]{0,18})*)", re.S)
+_STEPS_BACKWARDS = re.compile(r"(?:[0-9]{0,18}[~^])*")
+"""From the end: forwards, every place of a long name would be tried as the beginning of steps."""
+
+_STATE = re.compile(r"@\{([0-9]{1,18})\}\Z")
 _STEP = re.compile(r"([~^])([0-9]*)")
+_STATE_LENGTH = len("@{}") + 18
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 
 
@@ -57,12 +62,13 @@ class Resolver:
                 f"{revision!r} is not a revision but {type(revision).__name__}",
                 hint="a revision is text: 'main', 'HEAD~2', 'step:5' for step 5",
             )
-        match = _REVISION.fullmatch(revision)
-        if match is None:
-            raise self._unknown(revision)
-        name, state, steps = match.groups()
+        backwards = _STEPS_BACKWARDS.match(revision[::-1])
+        end = len(revision) - (backwards.end() if backwards else 0)
+        name, steps = revision[:end], revision[end:]
+        state = _STATE.search(name, max(0, end - _STATE_LENGTH))
         if state is not None:
-            commit = self._earlier(name or "@", int(state), revision)
+            name = name[: state.start()]
+            commit = self._earlier(name or "@", int(state[1]), revision)
         else:
             commit = self._base(name)
         for sign, digits in _STEP.findall(steps):
@@ -193,7 +199,7 @@ class Resolver:
 
     def _step(self, revision: str) -> Commit:
         text = revision.removeprefix("step:")
-        if not text.isdecimal():
+        if not _NUMBER.fullmatch(text):
             raise RevisionError(f"{revision!r}: {text!r} is no step", hint="write step:1200")
         steps = set()
         for commit in self._reachable():

@@ -1,6 +1,5 @@
 """The commits that changed some leaves, from manifests alone, as `git log -- PATH` finds them."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,7 @@ class TouchWalk:
         self._heads = heads
         self._lookup = lookup
         self._trees = trees
-        self._patterns: list[re.Pattern[str]] = [pattern(glob) for glob in globs]
+        self._patterns = [pattern(glob) for glob in globs]
         self._first_parent = first_parent
         self._exclude = exclude
         self._followed: dict[str, tuple[str, ...]] = {}

@@ -139,10 +139,38 @@ def read_recipe(path: Path) -> Recipe:
     """
     import yaml  # 0.02 s that reading other formats need not wait for
 
-    with files.reading(path, "a mergekit recipe", yaml.YAMLError, UnicodeDecodeError):
+    # PyYAML lets the errors of Python through, of a `!!bool` that is none, or a month 13.
+    damage = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+    with files.reading(path, "a mergekit recipe", yaml.YAMLError, *damage):
         text = path.read_text(encoding="utf-8")
         found = yaml.safe_load(text)
+        _expanded_size(found, {})
     return parse_recipe(found, text)
+
+
+MAX_SIZE = 1_000_000
+"""How many values a recipe may hold when all its aliases are written out."""
+
+
+def _expanded_size(found: Any, known: dict[int, int]) -> int:
+    """How many values there are; few lines of aliases of aliases may stand for any number.
+
+    Raises:
+        ValueError: they are too many, or one holds itself.
+    """
+    if not isinstance(found, dict | list):
+        return 1
+    if id(found) in known:
+        if not known[id(found)]:
+            raise ValueError("an alias stands for what it is a part of")
+        return known[id(found)]
+    known[id(found)] = 0
+    children = [*found, *found.values()] if isinstance(found, dict) else found
+    size = 1 + sum(_expanded_size(child, known) for child in children)
+    if size > MAX_SIZE:
+        raise ValueError(f"its aliases stand for more than {MAX_SIZE:,} values")
+    known[id(found)] = size
+    return size
 
 
 _KEYS = frozenset(
@@ -160,8 +188,8 @@ def parse_recipe(found: Any, text: str = "") -> Recipe:
         FormatError: it is none, or asks for what vcjax does not do.
     """
     fields = _mapping(found, "the recipe")
-    if unknown := sorted(fields.keys() - _KEYS):
-        raise _refused(f"the recipe has {', '.join(map(repr, unknown))}", "remove it")
+    if unknown := sorted(map(repr, fields.keys() - _KEYS)):
+        raise _refused(f"the recipe has {', '.join(unknown)}", "remove it")
     if not isinstance(method := fields.get("merge_method"), str):
         raise _refused("the recipe names no merge_method", "for example merge_method: linear")
     if ("models" in fields) == ("slices" in fields):

@@ -193,6 +193,8 @@ class ChainReader:
         Raises:
             CorruptionError: a chunk is damaged or gone, or an update failed; names both.
         """
+        if any(stop > length for (_, stop), length in zip(box, link.shape, strict=True)):
+            raise _damaged(path, f"it is said to lie beyond the end of {link.key}")
         buffer = arrays.aligned_buffer(tuple(stop - start for start, stop in box), link.dtype)
         with array_errors(self._store, link.key, path):
             for future in self.start(path, link, buffer, box):

@@ -2,17 +2,21 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vcjax import updates
 from vcjax.errors import CorruptionError, UnknownFormatError
-from vcjax.hashing import checksum
+from vcjax.hashing import checksum, chunk_count
+from vcjax.history import canonical
 from vcjax.history.collection import DELETION_SECONDS
+from vcjax.history.manifest import check_shape
+from vcjax.objects.array_metadata import are_chunks, checked_array
 from vcjax.objects.layout import EMPTIED_SECONDS, RELY_SECONDS, group_key, leaf_key
 from vcjax.objects.relation import Base, Relation, checked_digest
 from vcjax.storage import Store
+from vcjax.tree import storage_dtype
 
 ATTRIBUTE = "vcjax"
 
@@ -150,21 +154,10 @@ class ArrayHeader:
             attributes = document.pop("attributes")[ATTRIBUTE]
             if attributes["check"] != checksum(document | attributes):
                 raise ValueError("it does not have its checksum")
-            own = attributes.get("own")
-            header = cls(
-                metadata=attributes.get("array", document),
-                digest=attributes["digest"],
-                chunks=tuple(() if "members" in attributes else attributes["chunks"]),
-                dtype="" if "members" in attributes else attributes["dtype"],
-                written=attributes["written"],
-                relied=attributes.get("relied"),
-                update=attributes["update"],
-                base=attributes.get("base"),
-                own=None if own is None else tuple(own),
-                depth=attributes.get("depth", 0),
-                deleting=attributes.get("deleting", False),
-            )
+            canonical.check_members("it", attributes, _RULES)
+            header = cls._of(document, attributes)
             if header.update in (DENSE, DIFFERENCE):
+                header._check_chunks(attributes)
                 return header
             if "group" not in attributes and "parts" not in attributes:
                 raise UnknownFormatError(
@@ -172,21 +165,77 @@ class ArrayHeader:
                     hint="upgrade vcjax",
                 )
             return header._completed(attributes)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+            *(RecursionError, MemoryError, CorruptionError),
+        ) as error:
+            told = error.message if isinstance(error, CorruptionError) else repr(error)
             raise CorruptionError(
-                f"{key}/zarr.json is damaged ({error!r})",
+                f"{key}/zarr.json is damaged ({told})",
                 hint="run `vcjax fsck`; restore the object from a copy of the repository",
             ) from error
+
+    @classmethod
+    def _of(cls, document: dict[str, Any], attributes: dict[str, Any]) -> "ArrayHeader":
+        own, is_group = attributes.get("own"), "members" in attributes
+        return cls(
+            metadata=attributes.get("array", document),
+            digest=attributes["digest"],
+            chunks=tuple(() if is_group else attributes["chunks"]),
+            dtype="" if is_group else attributes["dtype"],
+            written=attributes["written"],
+            relied=attributes.get("relied"),
+            update=attributes["update"],
+            base=attributes.get("base"),
+            own=None if own is None else tuple(own),
+            depth=attributes.get("depth", 0),
+            deleting=attributes.get("deleting", False),
+        )
+
+    def _check_chunks(self, attributes: dict[str, Any]) -> None:
+        """Refuses what does not fit together, before memory is spent on the word of it."""
+        if self.update in (DENSE, DIFFERENCE):
+            checked_array(self.metadata, self.dtype)
+        itemsize = storage_dtype(self.dtype).itemsize
+        check_shape("it", self.lengths, itemsize)
+        if len(self.chunks) != chunk_count(self.lengths, itemsize):
+            raise ValueError(f"it has {len(self.chunks)} chunk digests")
+        if self.update == DIFFERENCE and not are_chunks(attributes.get("own"), len(self.chunks)):
+            raise ValueError("it does not say which chunks it holds")
 
     def _completed(self, attributes: dict[str, Any]) -> "ArrayHeader":
         """With the attributes that updates other than `difference` have."""
         shape, group = attributes.get("shape"), attributes.get("group")
-        return replace(
+        completed = replace(
             self,
             shape=None if shape is None else tuple(shape),
             relation=Relation.from_dict(attributes) if group is None else None,
             group=None if group is None else checked_digest(group),
         )
+        if not completed.is_group:
+            completed._check_chunks(attributes)
+        return completed
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(map(canonical.is_count, value))
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {
+    "digest": canonical.is_digest,
+    "chunks": lambda value: (
+        value is None or (isinstance(value, list) and all(map(canonical.is_digest, value)))
+    ),
+    "dtype": lambda value: isinstance(value, str | None),
+    "written": canonical.is_number,
+    "relied": lambda value: value is None or canonical.is_number(value),
+    "update": canonical.is_text,
+    "base": lambda value: value is None or canonical.is_digest(value),
+    "own": lambda value: value is None or _are_counts(value),
+    "depth": lambda value: value is None or canonical.is_count(value),
+    "deleting": lambda value: isinstance(value, bool | None),
+    "shape": lambda value: value is None or _are_counts(value),
+}
 
 
 def read_headers(store: Store, keys: Sequence[str]) -> list[ArrayHeader | None]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vcjax import updates
+from vcjax.objects.array_metadata import zarr_dtype
 from vcjax.objects.header import DENSE, ArrayHeader
 from vcjax.objects.relation import Base, Relation, StoredPart
-from vcjax.objects.zarr import zarr_dtype
 
 
 @dataclass(frozen=True, eq=False)

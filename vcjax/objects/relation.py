@@ -1,5 +1,6 @@
 """What the header of an object says of an update: its bases, parts and parameters."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,12 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from vcjax.hashing import canonical_msgpack, digest_bytes
-from vcjax.history import LeafEntry, Packed
+from vcjax.history import LeafEntry, Packed, canonical
+from vcjax.history.manifest import check_shape
+from vcjax.objects.array_metadata import checked_array
 from vcjax.objects.layout import leaf_key, pack_key
+from vcjax.tree import storage_dtype
 
 PART_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MEMBER = re.compile(r"(leaves|packs)/([0-9a-f]{2})/\2[0-9a-f]{62}")
 
 
@@ -22,7 +25,7 @@ def checked_digest(text: str) -> str:
     Raises:
         ValueError: it is no digest, hexadecimal.
     """
-    if not _DIGEST.fullmatch(text):
+    if not canonical.is_digest(text):
         raise ValueError(f"{text!r} is no digest")
     return text
 
@@ -73,14 +76,22 @@ class Base:
         """What `to_dict` gave.
 
         Raises:
-            ValueError, LookupError or TypeError: it is nothing of the kind.
+            ValueError, LookupError, TypeError or CorruptionError: it is nothing of the kind.
         """
         packed = Packed(*fields["pack"]) if "pack" in fields else None
         inline = bytes.fromhex(fields["inline"]) if "inline" in fields else None
+        digest, dtype, shape = checked_digest(fields["digest"]), fields["dtype"], fields["shape"]
+        if not isinstance(dtype, str) or not all(map(canonical.is_count, shape)):
+            raise ValueError(f"base {digest[:8]} is a {dtype!r} of shape {shape!r}"[:200])
+        itemsize = storage_dtype(dtype).itemsize
+        check_shape(f"base {digest[:8]}", shape, itemsize)
+        nbytes, held = math.prod(shape) * itemsize, None if inline is None else len(inline)
         if packed is not None:
             checked_digest(packed.pack)
-        digest = checked_digest(fields["digest"])
-        return cls(digest, fields["dtype"], tuple(fields["shape"]), packed, inline)
+            held = packed.length if canonical.is_count(packed.offset) else -1
+        if held is not None and (type(held) is not int or held != nbytes):
+            raise ValueError(f"base {digest[:8]} has not the {nbytes} bytes of its shape")
+        return cls(digest, dtype, tuple(shape), packed, inline)
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,8 @@ class Relation:
         """What `to_dict` gave.
 
         Raises:
-            ValueError, LookupError, TypeError or AttributeError: it is nothing of the kind.
+            ValueError, LookupError, TypeError, AttributeError or CorruptionError: it is nothing
+                of the kind.
         """
         for name in fields["parts"]:
             if not PART_NAME.fullmatch(name):
@@ -163,13 +175,20 @@ class Relation:
         for key in fields.get("members", ()):
             if not _MEMBER.fullmatch(key):
                 raise ValueError(f"{key!r} is no key of a leaf object or pack")
+        parameters, package = fields["parameters"], fields.get("package", "")
+        if not isinstance(parameters, dict) or not isinstance(package, str):
+            raise ValueError("its parameters are no object, or its package is no text")
         return cls(
             tuple(map(Base.from_dict, fields["bases"])),
             {
-                name: StoredPart(part["array"], part["dtype"], part["digest"])
+                name: StoredPart(
+                    checked_array(part["array"], part["dtype"]),
+                    part["dtype"],
+                    checked_digest(part["digest"]),
+                )
                 for name, part in fields["parts"].items()
             },
-            fields["parameters"],
+            parameters,
             tuple(fields.get("members", ())),
-            fields.get("package", ""),
+            package,
         )

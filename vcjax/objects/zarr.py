@@ -9,54 +9,17 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from vcjax.hashing import LeafDigest, chunk_digests, chunk_shape, joined_digest
+from vcjax.errors import StorageError
+from vcjax.hashing import LeafDigest, chunk_digests, joined_digest
 from vcjax.hashing.regions import chunk_boxes
+from vcjax.objects.array_metadata import chunk_grid, zarr_dtype
 from vcjax.objects.header import ArrayHeader
 from vcjax.objects.layout import array_errors
 from vcjax.storage import Store
 from vcjax.tree import storage_dtype
 
-ZARR_DTYPES = frozenset(
-    [
-        "bool",
-        "int2",
-        "int4",
-        "int8",
-        "int16",
-        "int32",
-        "int64",
-        "uint8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "float16",
-        "bfloat16",
-        "float32",
-        "float64",
-        "complex64",
-        "complex128",
-        "float8_e3m4",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e4m3b11fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "float4_e2m1fn",
-    ]
-)
-"""The dtypes that TensorStore's zarr3 driver has; leaves of other dtypes are stored as
-unsigned integers of their width."""
-
-
 ALIGNMENT = 64
 """What buffers are aligned to, in bytes."""
-
-
-def zarr_dtype(dtype: str) -> str:
-    """The zarr v3 data type that a leaf of this dtype is stored as."""
-    kind = storage_dtype(dtype)
-    return kind.name if kind.name in ZARR_DTYPES else f"uint{8 * kind.itemsize}"
 
 
 def new_header(
@@ -83,10 +46,7 @@ def new_header(
         "node_type": "array",
         "shape": list(shape),
         "data_type": stored,
-        "chunk_grid": {
-            "name": "regular",
-            "configuration": {"chunk_shape": list(chunk_shape(shape, itemsize))},
-        },
+        "chunk_grid": chunk_grid(shape, itemsize),
         "chunk_key_encoding": {"name": "default"},
         "fill_value": _fill_value(stored),
         "codecs": codecs,
@@ -164,10 +124,19 @@ def aligned_buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
     NumPy aligns to 16 bytes, JAX asks for 64 and would copy, which doubled the
     peak memory of a restore.
+
+    Raises:
+        StorageError: there is not so much memory.
     """
     kind = storage_dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
-    memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    try:
+        memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise StorageError(
+            f"there is no memory for {dtype}{list(shape)}, {nbytes:,} bytes",
+            hint="restore some of the leaves with paths=, or on a machine with more memory",
+        ) from error
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + nbytes].view(kind).reshape(shape)
 

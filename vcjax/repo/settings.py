@@ -101,6 +101,7 @@ def create(store: Store, settings: Settings, prepare: Callable[[], object]) -> N
     if versioned.value is None:
         prepare()
         if store.compare_and_set(KEY, settings.encode(), versioned):
+            store.marker = KEY
             return
     raise RepositoryExistsError(
         f"there is a repository in {store.url} already",
@@ -138,11 +139,21 @@ def load(store: Store) -> Settings:
     """
     data = store.read(KEY)
     if data is None:
-        raise RepositoryNotFoundError(
-            f"there is no repository in {store.url}",
-            hint="make one with `vcjax init` or `vcjax.Repository.init(url)`",
-        )
-    return Settings.decode(store.url, data)
+        hint = "make one with `vcjax init` or `vcjax.Repository.init(url)`"
+        if (outer := enclosing(store)) is not None:
+            hint = f"it lies within the repository in {outer}: open that one"
+        raise RepositoryNotFoundError(f"there is no repository in {store.url}", hint=hint)
+    settings = Settings.decode(store.url, data)
+    store.marker = KEY
+    return settings
+
+
+def enclosing(store: Store) -> Path | None:
+    """The repository that the folder of a store lies within, as that of a step does."""
+    folder = store.location.folder
+    if folder is None:
+        return None
+    return next((above for above in folder.parents if (above / KEY).is_file()), None)
 
 
 def locate(url: str | os.PathLike[str]) -> Store:

@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Container
 from pathlib import Path
-from types import ModuleType
 
 from vcjax.errors import StorageError
 
@@ -96,32 +95,3 @@ def modified(root: Path, key: str) -> float | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_mtime if stat.S_ISREG(status.st_mode) else None
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes durable which files a folder has."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fcntl_of(folder: Path) -> ModuleType:
-    """The module of file locks, which Windows lacks.
-
-    Imported when a folder is written: history in memory and in buckets works without.
-
-    Raises:
-        StorageError: it is not there.
-    """
-    try:
-        import fcntl
-    except ImportError as error:
-        raise StorageError(
-            f"cannot write to {str(folder)!r}: this system has no fcntl.flock, "
-            "on which compare-and-set in a folder relies",
-            hint="keep the repository in a bucket (s3://, gs://) or in memory://; "
-            "on Windows, run vcjax in WSL",
-        ) from error
-    return fcntl

@@ -4,8 +4,8 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
@@ -13,14 +13,13 @@ from typing import Any
 
 import tensorstore as ts
 
-from vcjax.errors import StorageError, VcjaxError
+from vcjax.errors import RepositoryNotFoundError, StorageError
 from vcjax.storage import clock
 from vcjax.storage import folder as folders_
-from vcjax.storage.tensorstore_internals import TEMPORARY, is_full, is_refused
+from vcjax.storage.lock import LOCK_NAME, FolderLock, file_options, fsync_folder, locks_of
+from vcjax.storage.refusal import storage_errors
+from vcjax.storage.tensorstore_internals import TEMPORARY
 from vcjax.storage.urls import Location, parse_url
-
-LOCK_NAME = ".lock"
-"""The file that serialises `compare_and_set` in a folder."""
 
 _NO_KEYS = (TEMPORARY, LOCK_NAME)
 
@@ -44,22 +43,6 @@ def _context() -> ts.Context:
     return ts.Context()
 
 
-@contextmanager
-def _storage_errors(action: str, url: str, key: str) -> Iterator[None]:
-    """Turns TensorStore's errors (ValueError, OSError…) into `StorageError` with a hint."""
-    try:
-        yield
-    except VcjaxError:
-        raise
-    except (ValueError, OSError, RuntimeError, NotImplementedError, TimeoutError) as error:
-        hint = "check that the place exists and that you may read and write it"
-        if is_full(error):
-            hint = "the disk is full: free space and try again; nothing committed before is touched"
-        elif is_refused(error):
-            hint = "this place is not writable for you"
-        raise StorageError(f"cannot {action} {key!r} in {url}: {error}", hint=hint) from error
-
-
 class Store:
     """Keys and values at a URL. Values are bytes; keys are `/`-separated paths.
 
@@ -69,12 +52,17 @@ class Store:
     Attributes:
         url: where it is.
         location: the same, taken apart.
+        marker: a key that is always there, once it is known to be; a folder without it was
+            unmounted, moved or deleted, and is not one that lacks what is asked for.
     """
 
     def __init__(self, location: Location):
         self.location = location
         self.url = location.url
-        self._kv = ts.KvStore.open(location.spec, context=_context()).result()
+        self._folder_lock = None if location.folder is None else FolderLock(location.folder)
+        self._spec = self._fitting_spec()
+        self._kv = self._opened()
+        self.marker: str | None = None
         self._durable_folders: set[str] = set()
         self._unsynced: set[str] = set()
         self._lock = threading.Lock()
@@ -82,6 +70,25 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
+
+    def _opened(self) -> ts.KvStore:
+        with storage_errors("open", self.url, ""):
+            return ts.KvStore.open(self._spec, context=_context()).result(self.location.timeout_s)
+
+    def _fitting_spec(self) -> dict[str, Any]:
+        """The key-value spec, with what the file system of a folder lacks."""
+        folder = self.location.folder
+        is_known = folder is not None and (folder / LOCK_NAME).exists()
+        with storage_errors("open", self.url, ""):
+            return {**self.location.spec, **(file_options(folder) if folder and is_known else {})}
+
+    @property
+    def lock(self) -> str | None:
+        """What serialises `compare_and_set`: "flock", or a "file"; None where nothing has to."""
+        if self._folder_lock is None:
+            return None
+        with storage_errors("lock", self.url, LOCK_NAME):
+            return self._folder_lock.kind
 
     # -- reading ---------------------------------------------------------------
 
@@ -94,17 +101,30 @@ class Store:
         futures = [self._kv.read(key) for key in keys]
         values: list[bytes | None] = []
         for key, future in zip(keys, futures, strict=True):
-            with _storage_errors("read", self.url, key):
-                result = future.result()
+            with storage_errors("read", self.url, key):
+                result = future.result(self.location.timeout_s)
             values.append(result.value if result.state == "value" else None)
+        if None in values:
+            self._require_marker()
         return values
 
     def read_versioned(self, key: str) -> Versioned:
         """The value of a key and its generation, for `compare_and_set`."""
-        with _storage_errors("read", self.url, key):
-            result = self._kv.read(key).result()
+        with storage_errors("read", self.url, key):
+            result = self._kv.read(key).result(self.location.timeout_s)
         value = result.value if result.state == "value" else None
+        if value is None:
+            self._require_marker()
         return Versioned(value, result.stamp.generation)
+
+    def _require_marker(self) -> None:
+        folder = self.location.folder
+        if folder is None or self.marker is None or (folder / self.marker).exists():
+            return
+        raise RepositoryNotFoundError(
+            f"the repository in {self.url} is not there any more: it has been there before",
+            hint="see whether its disk is mounted, or whether somebody moved or deleted the folder",
+        )
 
     def mapped(self, key: str) -> memoryview | None:
         """The value of a key as mapped memory: of an immutable one, in a folder.
@@ -131,10 +151,8 @@ class Store:
         """All keys that begin with `prefix`, sorted.
 
         Args:
-            without: keys that are of no interest; in a folder, to pass over those
-                takes a third of the time.
-            links: whether symbolic links in a folder count as what they lead to. Who
-                lists in order to delete passes over them.
+            without: keys of no interest; in a folder, passing over them saves two thirds.
+            links: whether symbolic links count as what they lead to; not for who deletes.
         """
         found = self._list(prefix, without, links)
         return sorted(key for key in found if not key.endswith(_NO_KEYS))
@@ -143,34 +161,38 @@ class Store:
         """As `keys`, temporary files included."""
         root = self.location.folder
         if root is not None:
-            with _storage_errors("list", self.url, prefix):
+            with storage_errors("list", self.url, prefix):
                 at = prefix.rfind("/") + 1
                 if not links and folders_.leads_out(root, prefix[:at]):
                     return []
                 parts = prefix[:at], prefix[at:], without, links
-                return folders_.files(os.fspath(root), *parts)
+                found = folders_.files(os.fspath(root), *parts)
+            if not found:
+                self._require_marker()
+            return found
         upper = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""
-        with _storage_errors("list", self.url, prefix):
-            listed = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result()
+        with storage_errors("list", self.url, prefix):
+            listed = self._kv.list(ts.KvStore.KeyRange(prefix, upper)).result(
+                self.location.timeout_s
+            )
         names = (key.decode(errors="replace") for key in listed)
         return [key for key in names if key not in without]
 
     @property
     def tells_ages(self) -> bool:
-        """Whether `modified` knows when keys were written: in a folder."""
+        """Whether `modified` knows when keys were written."""
         return self.location.folder is not None
 
     def now(self) -> float:
         """The time by the store's own clock, seconds since 1970 UTC.
 
-        In a folder that of its file system, in a bucket that of the service: the one that
-        all who work there have in common. A machine whose own clock is wrong would
-        take what was written just now for old.
+        That of the file system or of the bucket's service, which all who work there have in
+        common: by a clock of its own, a machine may take what was just written for old.
         """
         root = self.location.folder
         if root is not None:
-            with _storage_errors("ask the time of", self.url, LOCK_NAME):
-                folders_.fcntl_of(root)  # where nothing may be written, nothing is touched
+            with storage_errors("ask the time of", self.url, LOCK_NAME):
+                locks_of(root)  # where nothing may be written, nothing is touched
                 return folders_.now(root, LOCK_NAME)
         if self.location.spec["driver"] == "memory":
             return time.time()
@@ -210,12 +232,13 @@ class Store:
     def write_many(self, items: Iterable[tuple[str, bytes]]) -> None:
         """Writes several immutable objects concurrently. Durable after `sync`."""
         pending = []
+        self._require_marker()
         for key, value in items:
             self._empty_leftover(key)
             pending.append((key, self._kv.write(key, value)))
         for key, future in pending:
-            with _storage_errors("write", self.url, key):
-                future.result()
+            with storage_errors("write", self.url, key):
+                future.result(self.location.timeout_s)
             self.written(key)
 
     def compare_and_set(self, key: str, value: bytes | None, expected: Versioned) -> bool:
@@ -230,12 +253,16 @@ class Store:
             False when somebody else was faster. With `s3://` a lost *response*
             also reads False: read the key back to be sure.
         """
+        self._require_marker()
         self.sync()
-        with _storage_errors("write", self.url, key), self._folder_lock():
+        held = nullcontext() if self._folder_lock is None else self._folder_lock.held()
+        with storage_errors("write", self.url, key), held:
             if self.location.folder is not None and self.read(key) != expected.value:
                 return False
             self._empty_leftover(key)
-            stamp = self._kv.write(key, value, if_equal=expected.generation).result()
+            stamp = self._kv.write(key, value, if_equal=expected.generation).result(
+                self.location.timeout_s
+            )
         if not stamp.generation:
             return False
         if value is not None:
@@ -243,22 +270,12 @@ class Store:
             self.sync()
         return True
 
-    @contextmanager
-    def _folder_lock(self) -> Iterator[None]:
-        if self.location.folder is None:
-            yield
-            return
-        fcntl = folders_.fcntl_of(self.location.folder)
-        with (self.location.folder / LOCK_NAME).open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
     def delete(self, keys: Iterable[str]) -> None:
         """Deletes keys; those that do not exist are passed over."""
         futures = [(key, self._kv.write(key, None)) for key in keys]
         for key, future in futures:
-            with _storage_errors("delete", self.url, key):
-                future.result()
+            with storage_errors("delete", self.url, key):
+                future.result(self.location.timeout_s)
 
     def remove_empty_folders(self, key: str) -> None:
         """Removes the folder `key` and those below it, if no file is in them."""
@@ -288,7 +305,7 @@ class Store:
             StorageError: a folder cannot be written safely on this system.
         """
         if self.location.folder is not None:
-            folders_.fcntl_of(self.location.folder)
+            locks_of(self.location.folder)
         for key in self.leftovers(prefix, links=True):
             self._empty_leftover(key.removesuffix(TEMPORARY))
 
@@ -299,12 +316,9 @@ class Store:
         it: where the new value is shorter, the end of the old one would be part of it.
         Its own lock tells whether a writer is at work.
         """
-        if self.location.folder is None:
+        if self.location.folder is None or "file_io_locking" in self._spec:
             return
-        fcntl, path = (
-            folders_.fcntl_of(self.location.folder),
-            self.location.folder / (key + TEMPORARY),
-        )
+        fcntl, path = locks_of(self.location.folder), self.location.folder / (key + TEMPORARY)
         with (
             suppress(FileNotFoundError, PermissionError, BlockingIOError),
             path.open("r+b") as file,
@@ -317,7 +331,7 @@ class Store:
         """Removes what `leftovers` found."""
         for key in keys:
             assert self.location.folder is not None
-            with _storage_errors("delete", self.url, key):
+            with storage_errors("delete", self.url, key):
                 (self.location.folder / key).unlink(missing_ok=True)
 
     def make_folder(self) -> None:
@@ -329,18 +343,22 @@ class Store:
         folder = self.location.folder
         if folder is None:
             return
-        folders_.fcntl_of(folder)  # before anything is made
-        with _storage_errors("create", self.url, ""):
+        locks_of(folder)  # before anything is made
+        with storage_errors("create", self.url, ""):
             missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             for path in missing:
-                folders_.fsync_folder(path.parent)
+                fsync_folder(path.parent)
+            (folder / LOCK_NAME).touch()
+        self._spec = self._fitting_spec()
+        self._kv = self._opened()
 
     # -- arrays and durability -------------------------------------------------
 
     def array_spec(self, key: str) -> dict[str, Any]:
         """TensorStore key-value spec of the folder `key`, for opening an array there."""
-        spec = dict(self.location.spec)
+        self._require_marker()
+        spec = dict(self._spec)
         spec["path"] = f"{spec.get('path', '')}{key}/"
         return spec
 
@@ -359,16 +377,19 @@ class Store:
         """Makes durable the folders that writes have created.
 
         TensorStore syncs each file and the folder it lies in, but not the folders
-        above it that it had to create. A no-op on buckets and in memory.
+        above it that it had to create. A no-op on buckets and in memory. Where folders
+        cannot be synced it would fail, and everything is synced here instead.
         """
         root = self.location.folder
         if root is None:
             return
         with self._lock:
             folders = self._unsynced - self._durable_folders
+        if self._unsynced and self._spec.get("file_io_sync") is False:
+            os.sync()
         for parent in sorted({(root / name).parent for name in folders if name != "."}):
-            with _storage_errors("sync", self.url, str(parent)):
-                folders_.fsync_folder(parent)
+            with storage_errors("sync", self.url, str(parent)):
+                fsync_folder(parent)
         with self._lock:
             self._unsynced -= folders
             self._durable_folders |= folders

@@ -9,6 +9,7 @@ TEMPORARY = ".__lock"
 _FULL = ("No space left", "quota", "RESOURCE_EXHAUSTED")
 _REFUSED = ("Permission denied", "Read-only", "PERMISSION_DENIED")
 _UNREACHABLE = ("UNAVAILABLE", "retry attempts failed")
+_HELD = ("Failed to acquire lock",)
 _MISSING = ("NOT_FOUND", "missing")
 
 
@@ -29,6 +30,11 @@ def is_refused(error: BaseException) -> bool:
 def is_unreachable(error: BaseException) -> bool:
     """Whether the service that keeps the place does not answer."""
     return _says(error, _UNREACHABLE)
+
+
+def is_held(error: BaseException) -> bool:
+    """Whether another writer has the lock of a file."""
+    return _says(error, _HELD)
 
 
 def is_missing(error: BaseException) -> bool:

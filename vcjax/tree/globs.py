@@ -7,16 +7,22 @@ within a key is written `%2F`.
 """
 
 import functools
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from vcjax import errors
+from vcjax.tree.automaton import Automaton, Token
 
 T = TypeVar("T")
 
 _NOT = ("!", "^")
 _WILDCARDS = re.compile(r"[*?\[]")
+
+MAX_STEPS = 1_000_000
+"""How many steps a regular expression may take, some milliseconds at the most. For usual globs
+and paths it takes 0.3 µs and the automaton, whose time is linear, 20 µs."""
 
 CROSSES = "`**` crosses `/`, `*` does not, and a `/` within a key is written `%2F`"
 """What to tell whoever wrote a glob that matches nothing."""
@@ -24,7 +30,7 @@ CROSSES = "`**` crosses `/`, `*` does not, and a `/` within a key is written `%2
 
 def matches(glob: str, path: str) -> bool:
     """Whether a leaf path glob covers a leaf."""
-    return bool(pattern(glob).match(path))
+    return pattern(glob).match(path)
 
 
 def exactly(path: str) -> str:
@@ -60,7 +66,7 @@ class FirstMatch(Generic[T]):
 
     def __init__(self, rules: Iterable[tuple[str, T]]):
         self._plain: dict[str, tuple[int, T]] = {}
-        self._globs: list[tuple[int, re.Pattern[str], T]] = []
+        self._globs: list[tuple[int, Glob, T]] = []
         for at, (glob, value) in enumerate(rules):
             if _is_wild(glob):
                 self._globs.append((at, pattern(glob), value))
@@ -106,35 +112,80 @@ def _character_class(body: str) -> str:
     return f"(?!/)[{'^' if negated else ''}{''.join(parts)}]"
 
 
+class Glob:
+    """A leaf path glob that was read.
+
+    Args:
+        text: of the glob.
+    """
+
+    def __init__(self, text: str):
+        tokens = _merged(_tokens(text))
+        self._stars = sum(token.kind != "one" for token in tokens)
+        self._tokens = tokens
+
+    @functools.cached_property
+    def _regular(self) -> re.Pattern[str]:
+        return re.compile("".join(token.expression for token in self._tokens) + r"\Z", re.S)
+
+    @functools.cached_property
+    def _automaton(self) -> Automaton:
+        return Automaton(self._tokens)
+
+    def match(self, path: str) -> bool:
+        """Whether the glob matches the whole of a path; in linear time, however many stars."""
+        if self._stars * math.log(len(path) + 1) <= math.log(MAX_STEPS):
+            return self._regular.match(path) is not None
+        return self._automaton.match(path)
+
+
 @functools.lru_cache(4096)
-def pattern(glob: str) -> re.Pattern[str]:
-    """A compiled leaf path glob, which `match`es the whole of a path."""
+def pattern(glob: str) -> Glob:
+    """A leaf path glob, which `match`es the whole of a path."""
+    return Glob(glob)
+
+
+def _tokens(glob: str) -> Iterator[Token]:
     if not _is_wild(glob):
-        return re.compile(re.escape(glob) + r"(?:/.*)?\Z", re.S)
-    out, i = [], 0
+        yield from (Token("one", re.escape(mark)) for mark in glob)
+        yield Token("below")
+        return
+    i = 0
     while i < len(glob):
         if glob.startswith("**/", i):
-            out.append(r"(?:.*/)?")
+            yield Token("above")
             i += 3
         elif glob.startswith("/**", i) and i + 3 == len(glob):
-            out.append(r"(?:/.*)?")
+            yield Token("below")
             i += 3
         elif glob.startswith("**", i):
-            out.append(r".*")
+            yield Token("any")
             i += 2
         elif glob[i] == "*":
-            out.append(r"[^/]*")
+            yield Token("some")
             i += 1
         elif glob[i] == "?":
-            out.append(r"[^/]")
+            yield Token("one", r"[^/]")
             i += 1
         elif glob[i] == "[" and (end := glob.find("]", i + 2 + (glob[i + 1 : i + 2] in _NOT))) > 0:
-            out.append(_character_class(glob[i + 1 : end]))
+            yield Token("one", _character_class(glob[i + 1 : end]))
             i = end + 1
         else:
-            out.append(re.escape(glob[i]))
+            yield Token("one", re.escape(glob[i]))
             i += 1
-    return re.compile("".join(out) + r"\Z", re.S)
+
+
+def _merged(tokens: Iterable[Token]) -> list[Token]:
+    """The same with each run of tokens that may match nothing as short as it can be."""
+    merged: list[Token] = []
+    for token in tokens:
+        kinds = (merged[-1].kind, token.kind) if merged else ("one", token.kind)
+        if kinds == ("above", "above") or (kinds[0] == "any" and kinds[1] != "one"):
+            continue  # what it matches the one before does
+        if kinds[1] == "any" and kinds[0] != "one":
+            merged.pop()
+        merged.append(token)
+    return merged
 
 
 def select(

@@ -9,6 +9,7 @@ from vcjax import formats
 from vcjax.cli.command import Command
 from vcjax.cli.commands.commit import FILE_KEY
 from vcjax.cli.session import Session
+from vcjax.formats.files import refuse_protected
 
 if TYPE_CHECKING:
     from vcjax.history import Commit
@@ -22,6 +23,12 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "format", None, "`FORMAT` of the file, whatever it is called", flag_values=values
     )
+    flags.DEFINE_boolean(
+        "force",
+        False,
+        "write through a symbolic link, and replace a read-only file",
+        flag_values=values,
+    )
 
 
 def run(session: Session) -> int:
@@ -34,6 +41,8 @@ def run(session: Session) -> int:
     )
     repo = session.repo
     commit = repo.resolve(revision)
+    if not values.force:
+        refuse_protected(Path(name), "--force")
     with session.out.status(f"restoring {revision}"):
         tree = repo.restore(commit, paths=values.paths)
         form.write(Path(name), tree, _file_metadata(commit, form.name))
@@ -61,6 +70,7 @@ COMMAND = Command(
     arguments=(2, 2),
     define=define,
     details="The suffix of the file, or --format, chooses the format. A file of the format that "
-    "was committed gets the metadata back that it had. The file is replaced in one step; HEAD "
-    "stays where it is (`vcjax switch` moves it).",
+    "was committed gets the metadata back that it had. The file is replaced in one step, a "
+    "symbolic link or read-only file only with --force; HEAD stays where it is (`vcjax switch` "
+    "moves it).",
 )

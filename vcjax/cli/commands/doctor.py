@@ -152,7 +152,11 @@ def _compare_and_set(store: "Store", key: str) -> Finding:
     replaced = store.compare_and_set(key, b"2", present)
     stale = [store.compare_and_set(key, b"3", old) for old in (absent, present)]
     if created and replaced and not any(stale) and store.read(key) == b"2":
-        return Finding("compare-and-set", "ok", "works; several writers are safe")
+        lock = f" (lock: {store.lock})" if store.lock else ""
+        if store.lock == "file":
+            hint = "`flock` does not work here: mount it alike on all machines that write to it"
+            return Finding("compare-and-set", "warn", "works by a lock file", hint)
+        return Finding("compare-and-set", "ok", f"works; several writers are safe{lock}")
     return Finding(
         "compare-and-set",
         "fail",

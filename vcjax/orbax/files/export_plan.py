@@ -7,11 +7,13 @@ from pathlib import Path
 
 from vcjax import tree
 from vcjax.errors import FormatError, PrunedError, StepExistsError
+from vcjax.formats.files import name_problem
 from vcjax.history import Commit, LeafEntry
-from vcjax.orbax.files.steps import is_checkpoint
+from vcjax.orbax.files.steps import METRICS_ITEM, STEP_METADATA, is_checkpoint
+from vcjax.orbax.items.file_tree import file_problems
 from vcjax.orbax.items.record import DEFAULT_ITEM, ItemRecord, StepRecord
 from vcjax.repo import Repository
-from vcjax.tree import Node, unescape
+from vcjax.tree import Node, escape, unescape
 
 _UNKNOWN_DTYPES = frozenset(
     [
@@ -22,6 +24,8 @@ _UNKNOWN_DTYPES = frozenset(
 """dtypes that TensorStore's zarr drivers lack; Orbax 0.12 fails on them."""
 
 _UNKNOWN_VALUES = {"complex": "a Python complex number", "bytes": "bytes"}
+
+_RESERVED_ITEMS = (METRICS_ITEM, STEP_METADATA)
 
 _INT_RANGE = range(-(2**63), 2**64)
 
@@ -85,8 +89,9 @@ def plan_export(
         force: replace a checkpoint that is there.
 
     Raises:
-        FormatError: Orbax cannot hold it; names every leaf path at fault. Or the target
-            holds something that is no checkpoint.
+        FormatError: Orbax cannot hold it, or names of items and files would lead out of
+            the target; names every leaf path at fault. Or the target holds something
+            that is no checkpoint, or is a link.
         StepExistsError: there is a checkpoint, and not `force`.
         PrunedError: a policy let the data of the commit go.
     """
@@ -94,8 +99,8 @@ def plan_export(
     if pruning := repo.prunings.get(commit.digest):
         raise PrunedError(f"commit {commit.digest[:8]} has no data any more: {pruning}")
     record = StepRecord.of(commit)
-    items = _items(record, repo.history.manifest_of(commit).root)
-    problems = [line for name, item in items.items() for line in _problems(name, item)]
+    items, problems = _items(record, repo.history.manifest_of(commit).root)
+    problems += [line for name, item in items.items() for line in _problems(name, item)]
     if problems:
         told = "".join(f"\n  {line}" for line in problems[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -103,7 +108,7 @@ def plan_export(
             f"Orbax cannot hold the tree of {commit.digest[:8]}:{told}{more}",
             hint="export it to a .msgpack file with `vcjax checkout`, or commit it without these",
         )
-    target = Path(os.path.abspath(Path(target).expanduser()))
+    target = Path(os.path.abspath(os.path.expanduser(target)))
     if manager:
         target /= _step_name(commit, target, prefix)
     return ExportPlan(commit, target, manager, record, items, _is_taken(target, force))
@@ -120,10 +125,20 @@ def _step_name(commit: Commit, directory: Path, prefix: str | None) -> str:
             f"{str(directory)!r} is a checkpoint, and not the directory of a manager",
             hint="choose another directory, or leave out --manager",
         )
-    return f"{prefix.rstrip('_')}_{commit.step}" if prefix else str(commit.step)
+    name = f"{prefix.rstrip('_')}_{commit.step}" if prefix else str(commit.step)
+    if problem := name_problem(name):
+        raise FormatError(
+            f"{name!r} cannot be the name of a step: {problem}", hint="choose another prefix"
+        )
+    return name
 
 
 def _is_taken(target: Path, force: bool) -> bool:
+    if target.is_symlink():
+        raise FormatError(
+            f"{str(target)!r} is a symbolic link to {os.readlink(target)!r}",
+            hint="give the folder itself; even --force replaces nothing but checkpoints",
+        )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     if not target.is_dir() or not is_checkpoint(target):
@@ -138,13 +153,23 @@ def _is_taken(target: Path, force: bool) -> bool:
     return True
 
 
-def _items(record: StepRecord, root: Node | LeafEntry) -> dict[str, ExportedItem]:
-    """The items of a commit, as `CheckpointManager` and the importer note them."""
+def _items(record: StepRecord, root: Node | LeafEntry) -> tuple[dict[str, ExportedItem], list[str]]:
+    """The items of a commit, as `CheckpointManager` and the importer note them.
+
+    Each will be a folder of its own: with them what keeps their names from being those of one.
+    """
     if record.single or not isinstance(root, Node):
-        return {DEFAULT_ITEM: ExportedItem(record.items.get(DEFAULT_ITEM, ItemRecord()), root)}
-    children = zip(map(str, root.keys), root.children, strict=True)
-    unknown = ItemRecord(handler="")
-    return {name: ExportedItem(record.items.get(name, unknown), child) for name, child in children}
+        item = ExportedItem(record.items.get(DEFAULT_ITEM, ItemRecord()), root)
+        return {DEFAULT_ITEM: item}, []
+    items: dict[str, ExportedItem] = {}
+    problems = []
+    for name, child in zip(map(str, root.keys), root.children, strict=True):
+        problem = "another one has the same name" if name in items else name_problem(name)
+        if problem or name in _RESERVED_ITEMS:
+            problem = problem or "Orbax keeps that for itself"
+            problems.append(f"{name[:80]!r} cannot be the name of an item: {problem}")
+        items[name] = ExportedItem(record.items.get(name, ItemRecord(handler="")), child)
+    return items, problems
 
 
 # -- what Orbax cannot hold --------------------------------------------------------
@@ -152,6 +177,8 @@ def _items(record: StepRecord, root: Node | LeafEntry) -> dict[str, ExportedItem
 
 def _problems(name: str, item: ExportedItem) -> Iterator[str]:
     """What Orbax refuses, or would lose without a word; one line per leaf path."""
+    if item.record.kind == "files":
+        yield from file_problems(item.root, None if name == DEFAULT_ITEM else escape(name))
     if item.record.kind != "tree":
         return
     prefix = None if name == DEFAULT_ITEM else name

@@ -211,7 +211,8 @@ def _items(folder: Path, handlers: Mapping[str, str]) -> tuple[SavedItem, ...]:
         is_metrics = child.name == METRICS_ITEM and (child / METRICS_ITEM).is_file()
         if is_metrics or child.name in _IGNORED or _TEMPORARY in child.name:
             continue
-        handler = handlers.get(child.name) or ""
+        handler = handlers.get(child.name)
+        handler = handler if isinstance(handler, str) else ""
         items.append(SavedItem(child.name, _kind(child, handler), child, handler))
     if len(items) == 1 and items[0].name in V1_ITEMS and ".v1." in items[0].handler:
         [item] = items
@@ -258,7 +259,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
             f"{str(path)!r} is damaged: {error}", hint="move that step away to import the others"
         ) from error

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,6 +19,9 @@ from etils import epath
 from orbax.checkpoint.future import Future
 
 from vcjax.errors import VcjaxError
+from vcjax.formats.files import name_problem
+from vcjax.history import LeafEntry
+from vcjax.orbax.items.file_tree import file_problems
 from vcjax.orbax.items.handlers import Arguments, Positional
 from vcjax.orbax.items.shared_save import Sharing
 from vcjax.orbax.items.stored_item import StoredItem
@@ -122,19 +125,23 @@ def metadata(handler: ocp.CheckpointHandler, item: StoredItem) -> object:
 def folder_of(item: StoredItem) -> Iterator[epath.Path]:
     """A temporary folder with the files of an item."""
     with tempfile.TemporaryDirectory(prefix="vcjax-item-") as name:
-        folder = Path(name) / (item.name if _is_file_name(item.name) else "item")
-        _make_folders(folder, cast(Node, item.root))
+        if problem := next(file_problems(item.root), None):
+            raise VcjaxError(
+                f"item {item.name!r} cannot be written as files: {problem}",
+                hint="`repo.restore` gives their contents as arrays of bytes",
+            )
+        folder = Path(name) / ("item" if name_problem(item.name) else item.name)
+        _make_folders(folder, item.root)
         for path, leaf in read_leaves(item.repo.objects, item.leaves):
             place = _inside(folder, path)
             place.write_bytes(np.asarray(leaf.data).tobytes())
         yield epath.Path(folder)
 
 
-def _make_folders(folder: Path, root: Node) -> None:
+def _make_folders(folder: Path, root: Node | LeafEntry) -> None:
+    assert isinstance(root, Node)  # else `file_problems` named it
     folder.mkdir()
     for key, child in zip(root.keys, root.children, strict=True):
-        if not _is_file_name(str(key)):
-            raise VcjaxError(f"{key!r} cannot be the name of a file")
         if isinstance(child, Node):
             _make_folders(folder / str(key), child)
 
@@ -142,7 +149,3 @@ def _make_folders(folder: Path, root: Node) -> None:
 def _inside(folder: Path, path: str) -> Path:
     """The file of a leaf path. A segment is the escaped name; names have no "/"."""
     return folder.joinpath(*map(unescape, path.split("/")))
-
-
-def _is_file_name(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

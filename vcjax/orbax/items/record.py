@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vcjax.errors import UnknownFormatError
+from vcjax.errors import CorruptionError, UnknownFormatError
 from vcjax.history import Commit, checked_metadata
 from vcjax.orbax.orbax_internals import STANDARD
 
@@ -103,9 +103,14 @@ class StepRecord:
 
     @classmethod
     def of(cls, commit: Commit) -> "StepRecord":
-        """The record in the metadata of a commit; commits made otherwise are single trees."""
+        """The record in the metadata of a commit; commits made otherwise are single trees.
+
+        Raises:
+            CorruptionError: members of it are not of the types that they have to be.
+        """
         fields = commit.metadata.get("orbax")
         fields = fields if isinstance(fields, dict) else {}
+        _check_types(commit, fields)
         single = "items" not in fields
         items = {
             name: ItemRecord.decode(record) for name, record in fields.get("items", {}).items()
@@ -120,6 +125,28 @@ class StepRecord:
             fields.get("custom_metadata", {}),
             fields.get("root_metadata", {}),
         )
+
+
+def _check_types(commit: Commit, fields: Mapping[str, Any]) -> None:
+    """Anybody may have written the metadata of a commit."""
+    dicts = ("items", "item", "custom_metadata", "root_metadata")
+    wrong = [name for name in dicts if not isinstance(fields.get(name, {}), dict)]
+    items = {} if "items" in wrong else fields.get("items", {})
+    records = [items[name] for name in items] + [fields.get("item", {})]
+    if wrong or not all(map(_is_record, records)):
+        raise CorruptionError(
+            f"commit {commit.digest[:8]} garbles what its metadata say of items of Orbax",
+            hint="`repo.restore` gives its tree all the same",
+        )
+
+
+def _is_record(fields: Any) -> bool:
+    if not isinstance(fields, dict) or not isinstance(fields.get("handler", ""), str):
+        return False
+    shardings = fields.get("shardings", [])
+    return isinstance(shardings, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in shardings
+    )
 
 
 def step_metadata(given: Mapping[str, object] | None) -> dict[str, object]:

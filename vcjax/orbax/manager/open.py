@@ -1,6 +1,7 @@
 """What the arguments of a manager's constructor mean."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,15 +10,16 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.handlers import CheckpointHandlerRegistry
 
-from vcjax.errors import RepositoryNotFoundError
-from vcjax.objects.layout import GRACE_SECONDS
+from vcjax.errors import RepositoryExistsError, RepositoryNotFoundError
+from vcjax.objects.layout import GRACE_SECONDS, OBJECT_FOLDERS
 from vcjax.orbax.items.handlers import ItemHandlers
 from vcjax.orbax.items.shared_save import clean_folders
 from vcjax.orbax.manager.options import added, is_local, process_timeout
 from vcjax.processes.conversation import agree
 from vcjax.processes.group import several
 from vcjax.repo import Repository
-from vcjax.repo.settings import Settings, locate
+from vcjax.repo.settings import Settings, enclosing, locate
+from vcjax.storage import Store
 
 
 def open_repository(
@@ -39,6 +41,7 @@ def open_repository(
 
     Raises:
         RepositoryNotFoundError: there is none, and none is to be made.
+        RepositoryExistsError: there is one above, such as the folder of a step has.
     """
     local = is_local(options.multiprocessing_options)
     timeout_s = process_timeout(added(options, "process_timeout_s"), options.async_options)
@@ -71,6 +74,7 @@ def _opened_or_made(
     except RepositoryNotFoundError:
         if not (options.create or there):
             raise
+    _refuse_to_nest(locate(directory))
     if folder is not None and there:
         _warn_of_orbax(folder)
     return Repository.init(directory, exist_ok=True, local=True)
@@ -83,10 +87,30 @@ def _opened(directory: str | os.PathLike[str], options: ocp.CheckpointManagerOpt
         if not options.read_only:
             raise
     store = locate(directory)
+    _refuse_to_nest(store)
     if store.location.folder is not None and store.location.folder.is_dir():
         _warn_of_orbax(store.location.folder)
     logging.warning("there is no repository in %s yet; reload() looks again", store.url)
     return Repository(store, Settings(), local=True)
+
+
+def _refuse_to_nest(store: Store) -> None:
+    """A run that is opened by the folder of one of its steps would begin at its first step.
+
+    Runs in other folders of a run are allowed, as by Orbax.
+    """
+    outer = enclosing(store)
+    if outer is None:
+        return
+    name = Path(store.url).relative_to(outer).parts[0]
+    if not (name[-1].isdecimal() or name in OBJECT_FOLDERS):
+        logging.warning("%s lies within the repository in %s, and is another", store.url, outer)
+        return
+    raise RepositoryExistsError(
+        f"{store.url} lies within the repository in {outer}",
+        hint=f"give {str(outer)!r}; or, for a run of its own in there, first "
+        f"`vcjax init {shlex.quote(store.url)}`",
+    )
 
 
 def _warn_of_orbax(folder: Path) -> None:
