@@ -42,7 +42,7 @@ def side(session: Session, name: str) -> Side:
             return _file_side(name)
         if isinstance(error, RevisionError):
             either = "there is no file of this name either; globs go after A and B, or into --paths"
-            error.hint = f"{error.hint} ({either})" if error.hint else either
+            error.add_hint(either)
         raise
 
 

@@ -158,7 +158,8 @@ class Reader:
                 name = f"step {commit.step} ({name})"
             raise PrunedError(
                 f"{name} has no data any more: {pruning}",
-                hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
+                hint="its manifest, metrics and message are kept: `repo.manifest` has the first",
+                shell_hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
             )
 
     def log(

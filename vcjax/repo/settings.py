@@ -105,6 +105,7 @@ def create(store: Store, settings: Settings, prepare: Callable[[], object]) -> N
     raise RepositoryExistsError(
         f"there is a repository in {store.url} already",
         hint="open it with `Repository.open`, or choose another place",
+        shell_hint=f"name it with --repo={store.url}, or choose another place",
     )
 
 
@@ -140,7 +141,8 @@ def load(store: Store) -> Settings:
     if data is None:
         raise RepositoryNotFoundError(
             f"there is no repository in {store.url}",
-            hint="make one with `vcjax init` or `vcjax.Repository.init(url)`",
+            hint="make one with `vcjax.Repository.init(url)`",
+            shell_hint="make one with `vcjax init`, or name another one with --repo",
         )
     return Settings.decode(store.url, data)
 
@@ -168,5 +170,7 @@ def find(start: str | os.PathLike[str] = ".") -> Path:
             return candidate
     raise RepositoryNotFoundError(
         f"there is no repository in {folder} or any folder above it",
-        hint="make one with `vcjax init`, or name one with --repo or VCJAX_REPO",
+        hint="make one with `vcjax.Repository.init(url)`, or name one with "
+        "`vcjax.Repository.open(url)`",
+        shell_hint="make one with `vcjax init`, or name one with --repo or VCJAX_REPO",
     )

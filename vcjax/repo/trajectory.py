@@ -102,7 +102,8 @@ def line(repo: Source, over: str) -> list[Commit]:
     if start is not None:
         raise RevisionError(
             f"{over!r}: first parents do not lead from {stop.digest[:8]} to {start.digest[:8]}",
-            hint="`vcjax log --first-parent` shows where they lead",
+            hint="`repo.log(first_parent=True)` shows where they lead",
+            shell_hint="`vcjax log --first-parent` shows where they lead",
         )
     return commits[::-1]
 

@@ -103,7 +103,7 @@ def _commits(
             commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
             first = list(itertools.islice(commits, 1))
         except RevisionError as error:
-            error.hint = f"{error.hint} (leaf paths go after `--`: vcjax log -- GLOB)"
+            error.add_hint("leaf paths go after `--`: vcjax log -- GLOB")
             raise
         return itertools.chain(first, commits), {}, lambda commit: commit.parents[:followed]
     walk = repo.touches(*starts, paths=session.after, first_parent=values.first_parent)
