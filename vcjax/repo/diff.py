@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vcjax import diffing
-from vcjax.history import Manifest
+from vcjax.errors import RevisionError
+from vcjax.history import Commit, History, Manifest, common_bases
 from vcjax.objects import ObjectStore
 from vcjax.objects.commit_content import side
 
@@ -37,6 +38,22 @@ def compare(
     if base is None:
         return diffing.examine(*sides, stats, paths, BATCH_BYTES)
     return diffing.examine_sides(*sides, side(base, objects), stats, paths, BATCH_BYTES)
+
+
+def common_base(commits: Sequence[Commit], known: History) -> Commit:
+    """The best common ancestor of some commits.
+
+    Raises:
+        RevisionError: they have none, or several.
+    """
+    found = common_bases([commit.digest for commit in commits], known.commit)
+    if len(found) != 1:
+        raise RevisionError(
+            f"these commits have {len(found) or 'no'} best common ancestors",
+            hint="name what they come from with base=",
+            shell_hint="name what they come from: --base=REV",
+        )
+    return known.commit(found[0])
 
 
 def similarity(

@@ -63,6 +63,9 @@ class Merges:
         self._writer = writer
         self._kept = repo.kept_merges
 
+    def __repr__(self) -> str:
+        return f"<Merges of {self._repo!r}>"
+
     def start(
         self,
         *revisions: str | Commit,
