@@ -79,7 +79,7 @@ def compare(
     Commits without data are compared by digests alone, and the diff says so.
     """
     unread = old.unread + new.unread + (() if base is None else base.unread)
-    found = _compare(old, new, stats and not unread, globs, base)
+    found = _compare(old, new, False if unread else stats, globs, base)
     return replace(found, unread=unread) if stats else found
 
 

@@ -41,7 +41,6 @@ def _checked(repo: "Repository", commit: "Commit", path: str) -> str:
     shown = f" '{path}'" if below else ""
     raise TreeError(
         f"{path!r} {what} of {commit.digest[:8]}",
-        hint=f"`repo.manifest({commit.digest[:8]!r}).leaves` has the leaf paths",
-        shell_hint=f"`vcjax ls {commit.digest[:8]}{shown}` lists the leaf paths",
+        hint=f"`vcjax ls {commit.digest[:8]}{shown}` lists the leaf paths",
         path=path,
     )

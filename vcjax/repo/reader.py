@@ -309,13 +309,10 @@ class Reader:
         Commits whose data were let go are compared by digests alone; the diff's `unread`
         says which and why.
         """
-        from vcjax.repo.diff import compare
+        from vcjax.repo.diff import compare_commits
 
         sides = [self.resolve(side) for side in (old, new, base) if side is not None]
-        a, b, *origin = map(self.history.manifest_of, sides)
-        gone = self.prunings.reasons(sides)
-        found = compare(a, b, self.objects, stats and not gone, paths, next(iter(origin), None))
-        return replace(found, unread=gone) if stats and gone else found
+        return compare_commits(self, self.objects, sides, stats, paths)
 
     def similarity(
         self, revisions: Sequence[str | Commit], base: str | Commit | None = None
@@ -330,15 +327,12 @@ class Reader:
             RevisionError: they have no common ancestor, or several.
             PrunedError: a retention policy let the data of one of them go.
         """
-        from vcjax.repo.diff import common_base, similarity
+        from vcjax.repo.diff import similarity_of_commits
 
         commits = [self.resolve(revision) for revision in revisions]
-        base = common_base(commits, self.history) if base is None else self.resolve(base)
-        for commit in (*commits, base):
-            self.require_data(commit)
+        origin = None if base is None else self.resolve(base)
         names = [name_of(revision) for revision in revisions]
-        manifests = [self.history.manifest_of(commit) for commit in commits]
-        return similarity(manifests, self.manifest(base), self.objects, names)
+        return similarity_of_commits(self, self.objects, commits, origin, names)
 
     def plan_merge(self, ours: str | Commit, *theirs: str | Commit) -> "MergePlan":
         """What merging commits would do to each leaf; reads no data and changes nothing."""
