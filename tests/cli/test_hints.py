@@ -56,7 +56,7 @@ def texts(node):
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield node.value
     elif isinstance(node, ast.JoinedStr):
-        yield "".join(p.value if isinstance(p, ast.Constant) else "{}" for p in node.values)
+        yield "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in node.values)
     else:
         for child in ast.iter_child_nodes(node):
             yield from texts(child)

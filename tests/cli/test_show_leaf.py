@@ -20,7 +20,7 @@ TREE = {
     "step": np.int32(91),
     "params": {"w": LARGE, "half": jnp.full((3, 3, 20), 0.5, jnp.bfloat16), "flags": np.eye(4) > 0},
     "odd:name": 1,
-    "bad": np.float32([np.nan, np.inf, -1, 0] * 3),
+    "bad": np.array([np.nan, np.inf, -1, 0] * 3, np.float32),
     "z": np.full(9, 3 + 4j),
     "empty": np.zeros((0, 9)),
     "key": jax.random.key(0),

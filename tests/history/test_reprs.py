@@ -65,7 +65,7 @@ def test_a_log_is_an_iterator_as_before(repo):
 
 def test_of_blame(repo):
     blame = repo.blame()
-    assert isinstance(blame, list)
+    assert list(blame) == blame
     assert short(blame).startswith("<Blame: 40 leaves")
     assert "one &lt;b&gt;" in blame._repr_html_()
     assert "chunk 0" in repr(repo.blame(chunks=True))

@@ -16,7 +16,7 @@ OLD = {
     "lr": 0.25,
     "opt": "adam",
     "step": np.int32(46913),
-    "betas": np.float32([0.9, 0.1]),
+    "betas": np.array([0.9, 0.1], np.float32),
     "half": jnp.ones((2, 2), jnp.bfloat16),
     "gone": True,
     "kind": 1 + 2j,
@@ -26,7 +26,7 @@ NEW = {
     "lr": 0.125,
     "opt": "sgd",
     "step": np.int32(71039),
-    "betas": np.float32([0.9, 0.2]),
+    "betas": np.array([0.9, 0.2], np.float32),
     "half": jnp.zeros((2, 2), jnp.bfloat16),
     "come": b"\x01",
     "kind": 3,
@@ -70,7 +70,7 @@ def test_python_has_the_values_themselves(diff):
     assert found["large"] == (None, None)
     assert found["step"][1].dtype == np.int32
     assert found["step"][1].shape == ()
-    np.testing.assert_array_equal(found["betas"][1], np.float32([0.9, 0.2]))
+    np.testing.assert_array_equal(found["betas"][1], np.array([0.9, 0.2], np.float32))
 
 
 def test_text_shows_them(diff):
@@ -158,5 +158,5 @@ def test_text_that_would_mislead_is_quoted(value, text):
 
 
 def test_numbers_that_json_lacks_and_those_of_machine_learning():
-    assert value_document(np.complex64([1j])) == [[0.0, 1.0]]
+    assert value_document(np.array([1j], np.complex64)) == [[0.0, 1.0]]
     assert value_document(jnp.array([0.5], jnp.float8_e4m3fn).__array__()) == [0.5]
