@@ -1,7 +1,8 @@
 """Every error that vcjax raises on purpose.
 
 All of them derive from `VcjaxError`, carry the leaf path or object at fault
-and a `hint` that says what to do next::
+and a `hint` that says what to do next, in Python; where one does something else
+in a shell, `shell_hint` says that, and the command line shows it::
 
     VcjaxError
     ├── TreeError                 a PyTree cannot be taken apart or put together
@@ -34,15 +35,40 @@ class VcjaxError(Exception):
 
     Args:
         message: what went wrong, naming the object or leaf at fault.
-        hint: what the user can do about it.
+        hint: what the user can do about it, from Python.
         path: the leaf path at fault, where there is one.
+        shell_hint: what to do about it from a shell, where that is something else.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, path: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: str | None = None,
+        shell_hint: str | None = None,
+    ):
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.path = path
+        self._shell_hint = shell_hint
+
+    @property
+    def shell_hint(self) -> str | None:
+        """The hint in the words of the command line."""
+        return self._shell_hint or self.hint
+
+    def add_hint(self, text: str, shell_text: str | None = None) -> None:
+        """Adds to the hint.
+
+        Args:
+            text: what.
+            shell_text: what in a shell, where that is something else.
+        """
+        if self._shell_hint or shell_text:
+            self._shell_hint = "; ".join(filter(None, [self.shell_hint, shell_text or text]))
+        self.hint = "; ".join(filter(None, [self.hint, text]))
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
@@ -63,10 +89,17 @@ class StructureError(TreeError):
         problems: one line per offending leaf path.
     """
 
-    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        problems: Sequence[str] = (),
+        hint: str | None = None,
+        shell_hint: str | None = None,
+    ):
         listed = "".join(f"\n  {line}" for line in list(problems)[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
-        super().__init__(message + listed + more, hint=hint)
+        super().__init__(message + listed + more, hint=hint, shell_hint=shell_hint)
         self.problems = tuple(problems)
 
 
@@ -101,10 +134,17 @@ class ConflictError(VcjaxError):
         paths: the leaf paths that both sides changed.
     """
 
-    def __init__(self, message: str, *, paths: Sequence[str] = (), hint: str | None = None):
+    def __init__(
+        self,
+        message: str,
+        *,
+        paths: Sequence[str] = (),
+        hint: str | None = None,
+        shell_hint: str | None = None,
+    ):
         listed = "".join(f"\n  {path}" for path in list(paths)[:20])
         more = f"\n  … and {len(paths) - 20} more" if len(paths) > 20 else ""
-        super().__init__(message + listed + more, hint=hint)
+        super().__init__(message + listed + more, hint=hint, shell_hint=shell_hint)
         self.paths = tuple(paths)
 
 

@@ -59,6 +59,7 @@ REPORTS = {
     "log": ("log", ["log"]),
     "reflog": ("log", ["log", "--reflog"]),
     "show": ("show", ["show"]),
+    "leaf": ("show", ["show", "HEAD:w"]),
     "ls": ("ls", ["ls"]),
     "diff": ("diff", ["diff"]),
     "similarity": ("similarity", ["similarity", "v1", "side", "--base=HEAD~1"]),

@@ -205,7 +205,7 @@ def test_ls(ok, project, document):
 def test_diff_of_commits(ok, cli, project, document):
     assert "2 changed, 2 unchanged" in ok("diff")
     assert ok("diff", "main~1", "main", "steps", "--no-stats").splitlines()[1:] == [
-        f"~  steps  {weights()['steps'].dtype}[3]",
+        f"~  steps  {weights()['steps'].dtype}[3] [0, 1, 2] → [1, 2, 3]",
         "1 changed",
     ]
     assert "~~~~" in ok("diff", "--stat")

@@ -55,7 +55,7 @@ BAD = {
     "deleting the current branch": ("branch -d main", 1, "is the current branch", "switch"),
     "no such tag": ("tag -d v1", 1, "there is no tag 'v1'", "there are: none"),
     "no such reflog": ("log --reflog trunk", 1, "no ref is, or was", "vcjax branch"),
-    "repository exists": ("init", 1, "there is a repository in", "open it"),
+    "repository exists": ("init", 1, "there is a repository in", "--repo="),
     "not a repository": ("log --repo=nowhere", 1, "there is no repository in", "vcjax init"),
     "unknown scheme": ("log --repo=ftp://host/x", 1, "unknown scheme 'ftp'", "use a path"),
     "unknown command": ("comit model.npz", 2, "no command 'comit'", "did you mean commit"),

@@ -82,7 +82,7 @@ def test_structure(name):
 
 
 def test_none_to_leaf_is_said_once():
-    assert str(vcjax.diff({"a": None}, {"a": 1})) == "1 added\n+ a  int"
+    assert str(vcjax.diff({"a": None}, {"a": 1})) == "1 added\n+ a  int 1"
 
 
 DTYPES = {

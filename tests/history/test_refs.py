@@ -254,7 +254,8 @@ def test_undo_to_the_beginning_says_how_to_redo(repo, cli_in):
 def test_undo_on_a_branch_that_never_had_a_commit(repo):
     with pytest.raises(RefError, match="branch 'main' has no commit") as caught:
         repo.undo()
-    assert "vcjax commit" in str(caught.value.hint)
+    assert "repo.commit(" in str(caught.value.hint)
+    assert "vcjax commit" in str(caught.value.shell_hint)
 
 
 def test_reflog_of_a_detached_head(detached, cli_in):

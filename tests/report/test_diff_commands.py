@@ -85,8 +85,9 @@ def test_three_ways(cli, project):
     lines = cli("diff", "task", "other", "--base=main").splitlines()
     rows = {line.split()[1]: line.split() for line in lines[1:-2]}
     assert rows["a/w"][:7] == ["!", "a/w", "changed", "changed", "-1", "0.00", "%"]
-    assert rows["a/b"] == ["<", "a/b", "changed", "unchanged"]
-    assert rows["c"] == [">", "c", "unchanged", "changed"]
+    assert rows["a/b"][:4] == ["<", "a/b", "changed", "[0.0,"]
+    assert rows["a/b"][-1] == "unchanged"
+    assert " ".join(rows["c"]) == "> c unchanged changed [1.0, 1.0, 1.0] → [0.0, 0.0, 0.0]"
     assert lines[-2] == "1 ours, 1 theirs, 1 both, 1 unchanged"
     assert lines[-1].startswith("where both changed: cosine -1, same sign 0.00 %")
     document = json.loads(cli("diff", "task", "other", "--base=main", "--json"))

@@ -25,7 +25,8 @@ def test_a_merge_with_conflicts_is_kept_and_moves_nothing(fork):
     before = fork.branches
     with pytest.raises(ConflictError) as caught:
         fork.merge("main", "side", resolve={"p/a": "theirs"}, keep_conflicts=True)
-    assert "vcjax merge --continue" in str(caught.value.hint)
+    assert "repo.merges.resume()" in str(caught.value.hint)
+    assert "vcjax merge --continue" in str(caught.value.shell_hint)
     assert fork.branches == before
     progress = Repository.open(fork.url).merges.get()
     assert progress is not None
@@ -119,7 +120,7 @@ def test_a_second_merge_into_the_branch_is_refused(begun):
     begun.branch("third", "main~1")
     with pytest.raises(MergeError, match="a merge of side into 'main' is under way") as caught:
         begun.merge("main", "third", resolve="ours")
-    assert "--abort" in str(caught.value.hint)
+    assert "--abort" in str(caught.value.shell_hint)
     with pytest.raises(MergeError, match="under way"):
         Repository.open(begun.url).merge("main", "side", keep_conflicts=True)
     begun.merge("third", "side")  # into another branch
@@ -154,7 +155,7 @@ def test_a_branch_that_has_moved(begun):
     with pytest.raises(ConflictError, match="'main' has moved to") as caught:
         begun.merges.resume(resolve="theirs")
     assert start.digest[:8] in caught.value.message
-    assert "--replan" in str(caught.value.hint)
+    assert "--replan" in str(caught.value.shell_hint)
     progress = begun.merges.get()
     assert progress.has_moved
     assert progress.settled == {"p/a": "theirs", "q": "ours"}  # and nothing was added

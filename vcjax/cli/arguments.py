@@ -1,20 +1,30 @@
 """From the words of a command line to flags and positional arguments."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from absl import flags
 
-from vcjax.cli.command import Command, UsageError, define_common, takes_value
+from vcjax.cli.command import Command, UsageError, define_common, spelling, takes_value
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], str | None, list[str]]:
-    """The flags before the command, the command (None without one), and what follows it."""
+    """The flags before the command, the command (None without one), and what follows it.
+
+    Raises:
+        UsageError: Git's `-C`, whose folder would be taken for the command.
+    """
     values = flags.FlagValues()
     define_common(values)
     words = list(argv)
     i = 0
     while i < len(words) and words[i].startswith("-") and words[i] != "--":
+        if words[i].startswith("-C"):
+            folder = words[i][2:] or next(iter(words[i + 1 :]), "DIR")
+            raise UsageError(
+                "vcjax has no flag -C", hint=f"name the repository with --repo={folder}"
+            )
         name, separator, _ = words[i].lstrip("-").partition("=")
         i += 2 if not separator and name in values and takes_value(values[name]) else 1
     if i >= len(words):
@@ -40,8 +50,13 @@ def parse(command: Command, argv: Sequence[str]) -> tuple[flags.FlagValues, list
             f"vcjax {command.name} has no flag {_dashed(error.flagname)}",
             hint=_suggestion(values, error.flagname, command),
         ) from error
+    except flags.IllegalFlagValueError as error:
+        text = _reason(str(error).removeprefix("flag "))
+        raise UsageError(f"vcjax {command.name}: {text}", hint=_help(command)) from error
     except flags.Error as error:
-        text = str(error).removeprefix("flag ")
+        name = re.search(r"--?([\w-]+)", str(error))
+        flag = values[name[1]] if name and name[1] in values else None
+        text = str(error) if flag is None else f"{spelling(flag)} lacks its value"
         raise UsageError(f"vcjax {command.name}: {text}", hint=_help(command)) from error
     least, most = command.arguments
     if not values.help and not least <= len(arguments) <= (least + 99 if most is None else most):
@@ -71,6 +86,21 @@ def _spelled(values: flags.FlagValues, argv: Sequence[str]) -> tuple[list[str], 
         if not separator and name in values and takes_value(values[name]):
             spelled += [value for value in [next(words, None)] if value is not None]
     return spelled, []
+
+
+_EXPECTED = {
+    "invalid literal for int()": "a whole number is expected",
+    "could not convert string to float": "a number is expected",
+}
+"""{how Python says that a value does not do: what is wrong with it}."""
+
+
+def _reason(text: str) -> str:
+    """Why a value does not do, without what Python calls it."""
+    for words, expected in _EXPECTED.items():
+        if words in text:
+            return text.partition(words)[0] + expected
+    return text
 
 
 def _known(values: flags.FlagValues, name: str) -> str:

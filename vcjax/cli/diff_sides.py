@@ -1,6 +1,6 @@
 """The two sides of `vcjax diff`: commits, checkpoint files, or one of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,14 @@ class Side:
         root: `Node`s with payloads that have `spec`, `digest` and `chunks`.
         content: where the contents of the leaves are.
         commit: digest of the commit; None for a file.
+        unread: why its data are gone, if they are.
     """
 
     name: str
     root: Any
     content: "Content"
     commit: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 def side(session: Session, name: str) -> Side:
@@ -42,7 +44,7 @@ def side(session: Session, name: str) -> Side:
             return _file_side(name)
         if isinstance(error, RevisionError):
             either = "there is no file of this name either; globs go after A and B, or into --paths"
-            error.hint = f"{error.hint} ({either})" if error.hint else either
+            error.add_hint(either)
         raise
 
 
@@ -52,7 +54,7 @@ def _commit_side(session: Session, name: str) -> Side:
     repo = session.repo
     commit = repo.resolve(name)
     root, content = comparing.side(repo.manifest(commit), repo.objects)
-    return Side(name, root, content, commit.digest)
+    return Side(name, root, content, commit.digest, repo.prunings.reasons([commit]))
 
 
 def _file_side(name: str) -> Side:
@@ -73,7 +75,17 @@ def compare(
             `vcjax.diffing.examine`.
         globs: leaf path globs: only these leaves.
         base: what both come from, if it is to be compared with.
+
+    Commits without data are compared by digests alone, and the diff says so.
     """
+    unread = old.unread + new.unread + (() if base is None else base.unread)
+    found = _compare(old, new, False if unread else stats, globs, base)
+    return replace(found, unread=unread) if stats else found
+
+
+def _compare(
+    old: Side, new: Side, stats: Any, globs: list[str] | None, base: Side | None
+) -> "TreeDiff":
     if not stats and base is None:
         return diffing.compare(old.root, new.root).matching(globs)
     sides = (old.root, old.content), (new.root, new.content)

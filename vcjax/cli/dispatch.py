@@ -53,7 +53,7 @@ def _run(words: list[str], out: Output) -> int:
     except VcjaxError as error:
         if debug:
             traceback.print_exc()
-        _explain(out, error.message, error.hint, type(error).__name__)
+        _explain(out, error.message, error.shell_hint, type(error).__name__)
         return USAGE if isinstance(error, UsageError) else FAILED
     except (BrokenPipeError, KeyboardInterrupt):
         raise
@@ -68,7 +68,7 @@ def _run(words: list[str], out: Output) -> int:
 
 def _dispatch(words: list[str], out: Output) -> int:
     before, name, after = split(words)
-    if "--version" in before:
+    if {"--version", "-V"} & {*before}:
         out.raw(f"vcjax {__version__}")
         return OK
     command = registry.load(name or "help")

@@ -10,6 +10,9 @@ from .divergence import divergences as divergences
 from .examination import examine as examine
 from .in_memory import diff as diff
 from .modules import ModuleChange as ModuleChange
+from .small_values import is_small as is_small
+from .small_values import value_document as value_document
+from .small_values import value_text as value_text
 from .statistics import leaf_statistics as leaf_statistics
 from .task_vectors import Similarity as Similarity
 from .task_vectors import similarity as similarity

@@ -1,7 +1,11 @@
 """Comparing two trees by their digests. Needs no JAX."""
 
+from dataclasses import replace
+from typing import Any
+
 from vcjax.diffing.batch import differing
 from vcjax.diffing.matching import Identified, Matching, Root, Similar
+from vcjax.diffing.small_values import is_small
 from vcjax.diffing.treediff import LeafChange, TreeDiff
 from vcjax.tree import Node, join, leaf_dict
 
@@ -23,7 +27,8 @@ def compare(old: Root, new: Root, similar: Similar | None = None) -> TreeDiff:
     changes = []
     for path, leaf in after.items():
         if path not in origins:
-            changes.append(LeafChange(path, "added", None, leaf.spec))
+            change = LeafChange(path, "added", None, leaf.spec, new_value=_value(leaf))
+            changes.append(change)
             continue
         origin = before[origins[path]]
         equal = origin.digest == leaf.digest
@@ -34,11 +39,14 @@ def compare(old: Root, new: Root, similar: Similar | None = None) -> TreeDiff:
             change = LeafChange(path, "unchanged", origin.spec, leaf.spec, shared=shared)
         else:
             change = LeafChange(path, "changed", origin.spec, leaf.spec, shared=shared)
+        if not equal:
+            change = replace(change, old_value=_value(origin), new_value=_value(leaf))
         changes.append(change)
     gone = before.keys() - origins.values()
     for path, leaf in before.items():
         if path in gone:
-            changes.append(LeafChange(path, "removed", leaf.spec, None))
+            change = LeafChange(path, "removed", leaf.spec, None, old_value=_value(leaf))
+            changes.append(change)
     return TreeDiff(tuple(changes), _structure(old, new))
 
 
@@ -56,6 +64,11 @@ def _origins(
     # Always the same one first, so that the diff back has the same pairs.
     exchanged = similar and (lambda there, path: similar(path, there))
     return dict(Matching(exchanged).match(new, old))
+
+
+def _value(leaf: Identified) -> Any:
+    """What a leaf is, if it is small enough to be shown and at hand; else None."""
+    return getattr(leaf, "value", None) if is_small(leaf.spec) else None
 
 
 def _shared(old: Identified, new: Identified) -> float:

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from vcjax.diffing.small_values import is_small
 from vcjax.hashing import LeafDigest, digest_leaves
-from vcjax.tree import Leaf, LeafSpec, Node, leaf_dict, map_leaves
+from vcjax.tree import Leaf, LeafSpec, Node, canonical, leaf_dict, map_leaves
 
 
 @dataclass(frozen=True)
@@ -15,11 +17,13 @@ class DigestedLeaf:
         spec: what it is.
         digest: leaf digest, hexadecimal.
         chunks: chunk digests where there are several.
+        value: what it is, if it is small enough to be shown (`is_small`); else None.
     """
 
     spec: LeafSpec
     digest: str
     chunks: tuple[bytes, ...] = ()
+    value: Any = None
 
 
 def digested(
@@ -38,6 +42,12 @@ def digested(
     def payload(path: str, leaf: Leaf) -> DigestedLeaf:
         digest = found[path]
         chunks = digest.chunks if len(digest.chunks) > 1 else ()
-        return DigestedLeaf(leaf.spec, digest.leaf.hex(), chunks)
+        return DigestedLeaf(leaf.spec, digest.leaf.hex(), chunks, _value(leaf))
 
     return map_leaves(payload, root)
+
+
+def _value(leaf: Leaf) -> Any:
+    if not is_small(leaf.spec):
+        return None
+    return leaf.data if leaf.spec.is_value else canonical(leaf)

@@ -24,7 +24,7 @@ also (see `spectrum`): singular_values, effective_rank, energy, spectral_norm, h
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,11 +32,15 @@ from vcjax.diffing.agreement import ThreeWay
 from vcjax.diffing.divergence import divergences
 from vcjax.diffing.modules import ModuleChange, roll_up
 from vcjax.diffing.renderers import render
+from vcjax.diffing.small_values import excerpt, transition_texts, value_document
 from vcjax.errors import StorageError
 from vcjax.tree import LeafSpec, select
 
 Status = Literal["added", "removed", "changed", "moved", "unchanged"]
 MARKS = {"added": "+", "removed": "-", "changed": "~", "moved": ">", "unchanged": "="}
+
+REPR_LINES, REPR_WIDTH = 8, 100
+"""How much of a diff its repr shows; all of it is in `str` of it."""
 
 Relation = Literal["cast", "rounded", "transposed", "reshaped", "grown", "shrunk", "permuted"]
 """How the content of a leaf follows from what it was; see `relation_of`."""
@@ -61,6 +65,9 @@ class LeafChange:
             grown, shrunk or permuted; None if nothing was found, or not looked for.
         note: the same in words: "bfloat16 of the same values", "transposed",
             "grew 3 rows, the rest equal", "permuted rows".
+        old_value: what the leaf was, if it is not unchanged and small enough to be shown:
+            a plain value, or a NumPy array of at most 8 elements; else None.
+        new_value: what it is now, likewise.
     """
 
     path: str
@@ -72,6 +79,8 @@ class LeafChange:
     shared: float = 0.0
     relation: Relation | None = None
     note: str | None = None
+    old_value: Any = field(default=None, compare=False)
+    new_value: Any = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types."""
@@ -84,6 +93,8 @@ class LeafChange:
             "old_path": self.old_path,
             "relation": self.relation,
             "note": self.note,
+            "old_value": value_document(self.old_value),
+            "new_value": value_document(self.new_value),
         }
 
     @property
@@ -92,13 +103,34 @@ class LeafChange:
         return self.status == "changed" or (self.status == "moved" and self.shared < 1)
 
     def describe(self) -> str:
-        """The specs, and what became of them: "float32[2,3]", "float32[2] → float32[3]"."""
+        """The specs, small values, and what became of them.
+
+        Such as: "float32[2,3]", "float32[2] → float32[3]", "str adam → sgd".
+        """
         if self.status == "moved":
             changed = ", changed" if self.content_changed else ""
-            return f"{self.new} from {self.old_path}{changed}"
-        if self.old is None or self.new is None or str(self.old) == str(self.new):
-            return str(self.new or self.old) + (f" ({self.note})" if self.note else "")
-        return f"{self.old} → {self.new}" + (f" ({self.note})" if self.note else "")
+            return f"{self.outline()} from {self.old_path}{changed}"
+        return self.outline() + (f" ({self.note})" if self.note else "")
+
+    def outline(self) -> str:
+        """The specs, and the values that are small: "int 91 → 101", "int 1 → float 1.5"."""
+        old, new, same = self.old, self.new, str(self.old) == str(self.new)
+        if self.status == "moved" and not self.content_changed:
+            return str(new)
+        if self.old_value is None and self.new_value is None:
+            return str(new or old) if old is None or new is None or same else f"{old} → {new}"
+        if self.old_value is None or self.new_value is None:
+            sides = ((old, self.old_value), (new, self.new_value))
+            shown = (f"{s}" if v is None else f"{s} {excerpt(v)}" for s, v in sides if s)
+            return " → ".join(shown)
+        before, after = transition_texts(self.old_value, self.new_value)
+        return f"{old} {before} → " + (after if same else f"{new} {after}")
+
+    def transition(self) -> str:
+        """The old and the new value, "91 → 101", where both are small; else nothing."""
+        if self.old_value is None or self.new_value is None:
+            return ""
+        return " → ".join(transition_texts(self.old_value, self.new_value))
 
 
 def _figures(stats: Mapping[str, Any]) -> str:
@@ -110,6 +142,10 @@ def _figures(stats: Mapping[str, Any]) -> str:
         f"  l2 {stats['l2']:.4g}{relative}, max {stats['max_abs']:.4g}, "
         f"{stats['fraction_changed']:.2%} of elements"
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= REPR_WIDTH else f"{text[: REPR_WIDTH - 1]}…"
 
 
 def _spec_dict(spec: LeafSpec | None) -> dict[str, Any] | None:
@@ -127,11 +163,13 @@ class TreeDiff:
             one tree alone and without a leaf in their place: differences that no
             leaf shows.
         three_way: what each side did to a common base, where one was given.
+        unread: why there are no figures, one line per side whose data are gone.
     """
 
     changes: tuple[LeafChange, ...]
     structure: tuple[str, ...] = ()
     three_way: ThreeWay | None = None
+    unread: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -154,7 +192,8 @@ class TreeDiff:
         if globs is None:
             return self
         chosen = set(select([change.path for change in self.changes], globs))
-        return TreeDiff(tuple(change for change in self.changes if change.path in chosen))
+        changes = tuple(change for change in self.changes if change.path in chosen)
+        return TreeDiff(changes, unread=self.unread)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -186,6 +225,7 @@ class TreeDiff:
             "contextual_divergence": contextual,
             "changes": shown,
             "structure": list(self.structure),
+            "unread": list(self.unread),
         }
         if self.three_way is not None:
             document["three_way"] = self.three_way.to_dict()
@@ -226,6 +266,11 @@ class TreeDiff:
         except OSError as error:
             raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
+    def __repr__(self) -> str:
+        first, *rest = str(self).splitlines()
+        more = [f"… and {len(rest) - REPR_LINES:,} more"] if len(rest) > REPR_LINES else []
+        return "\n".join([f"<TreeDiff: {first}>", *(_cut(t) for t in rest[:REPR_LINES]), *more])
+
     def _repr_html_(self) -> str:
         return render("notebook", self)
 
@@ -241,4 +286,5 @@ class TreeDiff:
                 line += _figures(change.stats)
             lines.append(line)
         lines += [f"! {path or '(root)'}  container changed" for path in self.structure]
+        lines += [f"no figures: {reason}" for reason in self.unread]
         return "\n".join(lines)

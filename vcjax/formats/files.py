@@ -108,7 +108,9 @@ def reading(path: Path, kind: str, *damage: type[Exception]) -> Iterator[None]:
             reason = str(error) or type(error).__name__
             raise errors.FormatError(
                 f"{str(path)!r} is damaged or not {kind}: {reason}",
-                hint="copy or download the file again, or name the right format with `format=`",
+                hint="copy or download the file again, or name the right format with format=",
+                shell_hint="copy or download the file again; `vcjax commit` and `vcjax checkout` "
+                "take the name of the right format with --format",
             ) from error
         raise storage_error("read", path, error.errno, error.strerror or str(error)) from error
 

@@ -152,7 +152,7 @@ class _Writer:
                 _refuse(keys, f"cannot be stored: {error}", "store it as a string or an array")
         else:
             kind = type(node).__qualname__
-            hint = "convert it to an array, or an nnx.Module with nnx.state(module)"
+            hint = "convert it to an array; an nnx.Module to its state, by nnx.state"
             _refuse(keys, f"is of type {kind}, which Flax msgpack cannot hold", hint)
 
     def _write_dict(self, node: dict[Any, Any], keys: tuple[Any, ...]) -> None:

@@ -79,10 +79,11 @@ def format_of(path: str | os.PathLike[str], for_writing: bool = False) -> Format
         return preferred[0]
     known = [end for form in formats().values() for end in form.suffixes]
     hint = _did_you_mean(path.suffix, known) if path.suffix else ""
+    hint += f"known suffixes: {', '.join(known) or 'none (is vcjax installed?)'}; or "
     raise errors.FormatError(
         f"{str(path)!r} is of no known checkpoint format",
-        hint=f"{hint}known suffixes: {', '.join(known) or 'none (is vcjax installed?)'}; "
-        "or name the format with `format=`",
+        hint=f"{hint}name the format with format=",
+        shell_hint=f"{hint}name the format with --format, which commit and checkout take",
     )
 
 

@@ -3,11 +3,13 @@ from .ancestry import independent as independent
 from .ancestry import is_ancestor as is_ancestor
 from .ancestry import merge_bases as merge_bases
 from .ancestry import walk as walk
+from .blamed_leaf import Blame as Blame
 from .blamed_leaf import BlamedLeaf as BlamedLeaf
 from .blamed_leaf import blame as blame
 from .commit import Change as Change
 from .commit import Commit as Commit
 from .commit import Details as Details
+from .commit_log import CommitLog as CommitLog
 from .database import History as History
 from .manifest import LeafEntry as LeafEntry
 from .manifest import Manifest as Manifest

@@ -7,6 +7,7 @@ from typing import Any
 
 from vcjax.history.ancestry import Lookup
 from vcjax.history.commit import Commit
+from vcjax.history.listing import html_listing, text_listing
 from vcjax.history.manifest_changes import (
     StoredLeaf,
     Trees,
@@ -51,6 +52,27 @@ class BlamedLeaf:
         }
 
 
+class Blame(list[BlamedLeaf]):
+    """The blamed leaves of a commit, in tree order; a list that shows itself as a table."""
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                leaf.path if leaf.chunk is None else f"{leaf.path} chunk {leaf.chunk}",
+                leaf.commit.digest[:8],
+                f"{leaf.commit.time:%Y-%m-%d %H:%M}",
+                leaf.commit.summary,
+            )
+            for leaf in self
+        ]
+
+    def __repr__(self) -> str:
+        return text_listing(f"<Blame: {len(self):,} leaves or chunks>", self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_listing("Blame", ("leaf", "commit", "time", "message"), self._rows())
+
+
 _Target = tuple[str, int | None]
 """A leaf path in the tip and a chunk of it."""
 
@@ -64,7 +86,7 @@ def blame(
     trees: Trees,
     chunks: bool = False,
     paths: str | Sequence[str] | None = None,
-) -> list[BlamedLeaf]:
+) -> Blame:
     """The commit that last changed each leaf of a commit, in tree order.
 
     As `git blame` does, every commit hands to its parents what it has from them:
@@ -93,11 +115,11 @@ def blame(
     found: dict[_Target, tuple[Commit, str]] = {}
     for commit, path, targets in _blamed(tip, suspects, lookup, trees):
         found.update((target, (commit, path)) for target in targets)
-    return [
+    return Blame(
         BlamedLeaf(path, leaves[path].spec, *found[path, chunk], chunk, leaves[path].chunk_count)
         for path, targets in suspects.items()
         for _, chunk in targets
-    ]
+    )
 
 
 def _blamed(

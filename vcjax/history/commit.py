@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from vcjax.errors import CorruptionError
+from vcjax.errors import CorruptionError, VcjaxError
 from vcjax.hashing import digest_bytes
 from vcjax.history import Manifest, canonical
+from vcjax.history.listing import html_listing
 from vcjax.history.metadata import checked_metadata, checked_metrics
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -84,6 +85,19 @@ class Commit:
 
     def __str__(self) -> str:
         return f"{self.digest[:8]} {self.summary}"
+
+    def __repr__(self) -> str:
+        summary = self.summary if len(self.summary) <= 60 else f"{self.summary[:59]}…"
+        size = f"{self.leaves:,} leaves, {self.nbytes:,} bytes"
+        return f"<Commit {self.digest[:8]} {self.time:%Y-%m-%d %H:%M} {summary!r}: {size}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("author", self.author), ("time", f"{self.time:%Y-%m-%d %H:%M:%S} UTC")]
+        rows += [("parents", " ".join(parent[:8] for parent in self.parents) or "none")]
+        rows += [("leaves", f"{self.leaves:,}, {self.nbytes:,} bytes")]
+        rows += [(name, f"{value:g}") for name, value in self.metrics.items()]
+        rows += [("step", str(self.step))] if self.step is not None else []
+        return html_listing(str(self), ("", ""), rows)
 
     def encode(self) -> tuple[str, bytes]:
         """(digest, bytes) of this commit as it is stored."""
@@ -183,8 +197,16 @@ class Details:
         """What a user said, as a commit can record it; the author is this user by default.
 
         Raises:
-            VcjaxError: something that JSON cannot hold, or a metric that is no number.
+            VcjaxError: something that JSON cannot hold, a metric that is no number, or a
+                message that is no text.
         """
+        for name, text in (("message", message), ("author", author or "")):
+            if not isinstance(text, str):
+                raise VcjaxError(
+                    f"the {name} is of type {type(text).__name__}, and not text",
+                    hint="the tree comes first: `repo.commit(tree, message)`",
+                    shell_hint="write text",
+                )
         return cls(
             message,
             author or default_author(),

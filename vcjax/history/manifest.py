@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_args
 
+import numpy as np
+
 from vcjax.errors import CorruptionError, TreeError, VcjaxError
 from vcjax.hashing import chunk_count, digest_bytes, pack
 from vcjax.hashing.digests import decode_value
 from vcjax.history import canonical
+from vcjax.history.listing import html_listing, text_listing
 from vcjax.tree import NODE_KINDS, Home, Key, LeafSpec, Node, leaf_dict, storage_dtype
 
 DIGEST_BYTES = canonical.DIGEST_BYTES
@@ -62,6 +65,15 @@ class LeafEntry:
         if self.spec.is_value:
             return 0
         return math.prod(self.spec.shape) * storage_dtype(self.spec.dtype).itemsize
+
+    @property
+    def value(self) -> Any:
+        """The plain value, or the small array, where it is in the manifest; else None."""
+        if not self.is_inline:
+            return None
+        if self.spec.is_value:
+            return decode_value(self.spec.dtype, self.inline)
+        return np.frombuffer(self.inline, storage_dtype(self.spec.dtype)).reshape(self.spec.shape)
 
     @property
     def is_object(self) -> bool:
@@ -120,6 +132,20 @@ class Manifest:
     def locations(self) -> Mapping[str, LeafEntry]:
         """{leaf digest: entry}: what is stored already, for writing the next commit."""
         return {entry.digest: entry for entry in self.leaves.values()}
+
+    @property
+    def _title(self) -> str:
+        name = self.digest[:8] or "not stored"
+        return f"Manifest {name}: {len(self.leaves):,} leaves, {self.nbytes:,} bytes"
+
+    def __repr__(self) -> str:
+        rows = [(path or "(root)", str(entry.spec)) for path, entry in self.leaves.items()]
+        return text_listing(f"<{self._title}>", rows)
+
+    def _repr_html_(self) -> str:
+        entries = self.leaves.items()
+        rows = [(path or "(root)", str(entry.spec), entry.digest[:8]) for path, entry in entries]
+        return html_listing(self._title, ("leaf", "shape", "digest"), rows)
 
     def encode(self) -> tuple[str, bytes]:
         """(digest, bytes) of this manifest as it is stored."""

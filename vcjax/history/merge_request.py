@@ -208,11 +208,14 @@ class KeptMerges:
         """
         request = self.get(target)
         if request is not None:
+            branch = "" if target == HEAD else f"branch={request.short!r}"
             where = "" if target == HEAD else f" --branch={request.short}"
             raise MergeError(
                 f"a merge of {listing(request.names[1:])} into {request.short!r} is under way",
-                hint=f"go on with `vcjax merge --continue{where}` (`repo.merges.resume()`), or "
-                f"drop it with `vcjax merge --abort{where}` (`repo.merges.abort()`)",
+                hint=f"go on with `repo.merges.resume({branch})`, or drop it with "
+                f"`repo.merges.abort({branch})`",
+                shell_hint=f"go on with `vcjax merge --continue{where}`, or drop it with "
+                f"`vcjax merge --abort{where}`",
             )
 
     def start(self, request: MergeRequest) -> None:
@@ -242,7 +245,8 @@ class KeptMerges:
                 return
             raise MergeError(
                 f"the merge into {old.short!r} was changed by somebody else meanwhile",
-                hint="`vcjax status` shows what is left; go on from there",
+                hint="`repo.merges.get()` shows what is left; go on from there",
+                shell_hint="`vcjax status` shows what is left; go on from there",
             )
 
     def drop(self, target: str) -> bool:

@@ -74,6 +74,7 @@ def checked_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
             raise VcjaxError(
                 f"metric {name!r} is {value!r}, which is not a number",
                 hint="metrics map names to scalars; other remarks belong in metadata=",
+                shell_hint="metrics are numbers; other remarks belong in --metadata",
             )
         numbers[name] = float(number)
     return dict(sorted(numbers.items()))

@@ -1,11 +1,13 @@
 """Pruned commits: a retention policy let their data go; commit and manifest stay."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from vcjax.errors import StorageError
+from vcjax.errors import PrunedError, StorageError
 from vcjax.history import canonical
+from vcjax.history.commit import Commit
 from vcjax.history.keys import is_digest
 from vcjax.storage import Store
 
@@ -23,6 +25,10 @@ class Pruning:
 
     policy: str
     time: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {"policy": self.policy, "time": self.time}
 
     def __str__(self) -> str:
         if self.time is None:
@@ -72,7 +78,41 @@ class Prunings:
         canonical.check_members(PREFIX + commit, body, rules, hint)
         return Pruning(body["policy"], body["time"])
 
+    def among(self, commits: Iterable[str]) -> dict[str, Pruning]:
+        """Why the pruned ones of some commits were pruned, by digest."""
+        pruned = self.all()
+        found = {digest: self.get(digest) for digest in commits if digest in pruned}
+        return {digest: pruning for digest, pruning in found.items() if pruning is not None}
+
+    def reasons(self, commits: Sequence[Commit]) -> tuple[str, ...]:
+        """Which of some commits have no data any more, and why: a line for each."""
+        found = self.among(commit.digest for commit in commits)
+        return tuple(
+            f"{_named(commit)} has no data any more: {found[commit.digest]}"
+            for commit in commits
+            if commit.digest in found
+        )
+
+    def require(self, commit: Commit) -> None:
+        """Raises if the data of a commit were let go.
+
+        Raises:
+            PrunedError: says when, and by which policy.
+        """
+        for reason in self.reasons([commit]):
+            raise PrunedError(
+                reason,
+                hint="its manifest, metrics and message are kept: `repo.manifest` has the first",
+                shell_hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
+            )
+
     def all(self) -> frozenset[str]:
         """Digests of all pruned commits."""
         digests = (key[len(PREFIX) :] for key in self._store.keys(PREFIX))
         return frozenset(filter(is_digest, digests))
+
+
+def _named(commit: Commit) -> str:
+    """A commit in a message, by its step where it has one."""
+    name = f"commit {commit.digest[:8]}"
+    return name if commit.step is None else f"step {commit.step} ({name})"

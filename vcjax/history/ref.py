@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vcjax.errors import CorruptionError
@@ -86,10 +86,23 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What `HEAD` points to: a branch by its short name, or a commit when detached."""
+    """What `HEAD` points to: a branch by its short name, or a commit when detached.
+
+    Attributes:
+        branch: the short name of the branch; None when detached.
+        commit: digest of the commit when detached; None on a branch.
+        tip: digest of the commit where the branch or the detached `HEAD` is; None
+            where there is none yet, or nobody looked.
+    """
 
     branch: str | None
     commit: str | None = None
+    tip: str | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        at = self.tip or self.commit
+        where = f"at {at[:8]}" if at else "without a commit"
+        return f"<Head on {self.branch}, {where}>" if self.branch else f"<Head detached, {where}>"
 
     def encode(self) -> bytes:
         """The stored form of a `HEAD` on a branch; a detached one is stored as a `Ref`."""

@@ -270,7 +270,8 @@ class Refs:
         if current is not None and not force:
             raise RefError(
                 f"{current.short!r} exists already, at {current.commit[:8]}",
-                hint="choose another name, or move it with force=True (--force)",
+                hint="choose another name, or move it with force=True",
+                shell_hint="choose another name, or move it with --force",
             )
         if force and (last := self.lost(name)):
             self._log.log_deletion(last, "lost")
@@ -323,10 +324,13 @@ class Refs:
         """What is to be said of a ref that is not there."""
         self.refuse_lost(name)
         short, former = name.removeprefix(HEADS), self.log(name)
-        hint = "make one with `vcjax commit FILE` or `repo.commit(tree, message)`"
+        hint = "make one with `repo.commit(tree, message)`"
+        shell_hint = "make one with `vcjax commit FILE`"
         if former:
             hint = f"{set_command(short, former[0].commit)} makes it anew where it was"
-        return RefError(f"branch {short!r} has no commit, so nothing to undo", hint=hint)
+            shell_hint = hint
+        message = f"branch {short!r} has no commit, so nothing to undo"
+        return RefError(message, hint=hint, shell_hint=shell_hint)
 
     @staticmethod
     def _won(name: str, ref: Ref | None) -> Ref:
@@ -392,6 +396,7 @@ def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
     if sequence not in states:
         raise RefError(
             f"the log of {name} lacks its state {sequence}, so it cannot be undone further",
-            hint="it was lost or has expired; `vcjax branch --force NAME REV` moves a branch",
+            hint="it was lost or has expired; `repo.branch(name, at=…, force=True)` moves a branch",
+            shell_hint="it was lost or has expired; `vcjax branch --force NAME REV` moves a branch",
         )
     return states[sequence]

@@ -143,7 +143,8 @@ class Resolver:
             self.refs.refuse_lost(f"{HEADS}{head.branch}")
             raise RevisionError(
                 f"branch {head.branch!r} has no commit yet",
-                hint="make one with `vcjax commit FILE` or `repo.commit(tree, message)`",
+                hint="make one with `repo.commit(tree, message)`",
+                shell_hint="make one with `vcjax commit FILE`",
             )
         return ref.commit
 

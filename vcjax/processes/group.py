@@ -33,6 +33,9 @@ class Group:
         self.local = local
         self.timeout = TIMEOUT_SECONDS
 
+    def __repr__(self) -> str:
+        return f"<Group of {self._url!r}, local={self.local}, timeout={self.timeout} s>"
+
     @property
     def is_shared(self) -> bool:
         """Whether this is one of several processes that commit to the repository together."""

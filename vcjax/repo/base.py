@@ -69,7 +69,8 @@ class Bases:
         if ref is not None and not is_ancestor(onto.digest, ref.commit, self._history.commit):
             raise RefError(
                 f"{onto.digest[:8]} does not lead to {ref.short!r}, which is at {ref.commit[:8]}",
-                hint="commit to a branch that comes from it (branch=), and merge",
+                hint="commit to a branch that comes from it with branch=, and merge",
+                shell_hint="commit to a branch that comes from it with --branch, and merge",
             )
         return self.at(onto.digest)
 

@@ -115,7 +115,8 @@ class Committer:
         if pruning := self._prunings.get(ref.commit):
             raise ConflictError(
                 f"{ref.short!r} has moved to {ref.commit[:8]}, whose data are gone: {pruning}",
-                hint="`refresh()` and commit again: the commit then follows it as it is",
+                hint="`repo.refresh()` and commit again: the commit then follows it as it is",
+                shell_hint="commit again: the commit then follows it as it is",
             )
         head = self._history.manifest_of(tip)
         plan = threeway.plan_merge(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vcjax.threeway.rerun import Rerun
     from vcjax.threeway.settle import Settled
 
-HINT = "the merge is kept: `vcjax merge --continue` goes on, `vcjax merge --abort` drops it"
+HINT = "the merge is kept: `repo.merges.resume()` goes on, `repo.merges.abort()` drops it"
+SHELL_HINT = "the merge is kept: `vcjax merge --continue` goes on, `vcjax merge --abort` drops it"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes that were read so far, and of all."""
@@ -62,6 +63,9 @@ class Merges:
         self._writer = writer
         self._kept = repo.kept_merges
 
+    def __repr__(self) -> str:
+        return f"<Merges of {self._repo!r}>"
+
     def start(
         self,
         *revisions: str | Commit,
@@ -90,7 +94,7 @@ class Merges:
         except ConflictError as error:
             if keep_conflicts:
                 self._kept.start(request)
-                error.hint = "; ".join(filter(None, [error.hint, HINT]))
+                error.add_hint(HINT, SHELL_HINT)
             raise
 
     def get(self, branch: str | None = None) -> "MergeProgress | None":
@@ -170,7 +174,7 @@ class Merges:
         try:
             commit = self._carry_out(request, progress, decisions.get("method"))
         except ConflictError as error:
-            error.hint = "; ".join(filter(None, [error.hint, HINT]))
+            error.add_hint(HINT, SHELL_HINT)
             raise
         except MergeError:
             if request != former:
@@ -283,12 +287,15 @@ class Merges:
         name = self._writer.bases.target(branch) or HEAD
         request = self._kept.get(name)
         if request is None:
-            others = [other.short for other in self._kept.all()]
+            hint = "`repo.merge(theirs)` begins one"
+            shell_hint = "`vcjax merge [A] B` begins one"
+            if others := [other.short for other in self._kept.all()]:
+                hint = f"one into {listing(others)} is: say branch={others[0]!r}"
+                shell_hint = f"one into {listing(others)} is: say --branch={others[0]}"
             raise MergeError(
                 f"no merge into {name.removeprefix(HEADS)!r} is under way",
-                hint=f"one into {listing(others)} is: say --branch={others[0]}"
-                if others
-                else "`vcjax merge [A] B` begins one",
+                hint=hint,
+                shell_hint=shell_hint,
             )
         return request
 
@@ -367,7 +374,8 @@ class Merges:
                 return name
         raise RefError(
             f"{name_of(ours)} is no branch, so nothing would point to the result",
-            hint="say which branch moves with branch= (--branch), or make one at it first",
+            hint="say which branch moves with branch=, or make one at it first",
+            shell_hint="say which branch moves with --branch, or make one at it first",
         )
 
     def _fast_forward(self, target: str, ours: Commit, theirs: Commit) -> None:

@@ -1,16 +1,19 @@
 """Reading a repository: revisions, manifests, restore, log and diff."""
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from vcjax import history
-from vcjax.errors import PrunedError, RevisionError
+from vcjax.errors import CorruptionError, RevisionError
 from vcjax.history import (
-    BlamedLeaf,
+    Blame,
     Commit,
+    CommitLog,
     Head,
     History,
     KeptMerges,
@@ -152,14 +155,7 @@ class Reader:
         Raises:
             PrunedError: says when, and by which policy.
         """
-        if pruning := self.prunings.get(commit.digest):
-            name = f"commit {commit.digest[:8]}"
-            if commit.step is not None:
-                name = f"step {commit.step} ({name})"
-            raise PrunedError(
-                f"{name} has no data any more: {pruning}",
-                hint="its manifest, metrics and message are kept: `vcjax show`, `vcjax ls`",
-            )
+        self.prunings.require(commit)
 
     def log(
         self,
@@ -167,8 +163,10 @@ class Reader:
         limit: int | None = None,
         first_parent: bool = False,
         paths: str | Sequence[str] | None = None,
-    ) -> Iterator[Commit]:
+    ) -> CommitLog:
         """The commits that lead to some revisions, newest first, children before parents.
+
+        They come one after the other, as they are asked for.
 
         Args:
             revisions: where to start; `HEAD` by default. A range "A..B" leaves out
@@ -178,16 +176,21 @@ class Reader:
             paths: leaf path globs: only commits that changed such a leaf, from
                 manifests alone and simplified as by `git log -- PATH`.
         """
-        if paths is not None:
-            touches = self.touches(*revisions, paths=paths, first_parent=first_parent)
-            commits = (touch.commit for touch in touches)
-        else:
+        commits = self._walk(revisions, first_parent, paths)
+        return CommitLog(itertools.islice(commits, limit))
+
+    def _walk(
+        self,
+        revisions: Sequence[str | Commit],
+        first_parent: bool,
+        paths: str | Sequence[str] | None,
+    ) -> Iterator[Commit]:
+        if paths is None:
             heads, exclude = self._ends(revisions)
-            commits = history.walk(heads, self.history.commit, first_parent, exclude)
-        for count, commit in enumerate(commits):
-            if count == limit:
-                return
-            yield commit
+            yield from history.walk(heads, self.history.commit, first_parent, exclude)
+            return
+        for touch in self.touches(*revisions, paths=paths, first_parent=first_parent):
+            yield touch.commit
 
     def touches(
         self, *revisions: str | Commit, paths: str | Sequence[str], first_parent: bool = False
@@ -229,7 +232,7 @@ class Reader:
         revision: str | Commit = "HEAD",
         chunks: bool = False,
         paths: str | Sequence[str] | None = None,
-    ) -> list[BlamedLeaf]:
+    ) -> Blame:
         """The commit that last changed each leaf, in tree order. Reads manifests alone.
 
         A leaf that moved is followed to its old path; one that a merge took from a
@@ -302,25 +305,34 @@ class Reader:
             paths: leaf path globs: only these leaves.
             base: a revision that both come from: then the diff's `three_way` says
                 what each of the two changed of it, and how far they agree.
+
+        Commits whose data were let go are compared by digests alone; the diff's `unread`
+        says which and why.
         """
-        from vcjax.repo.diff import compare
+        from vcjax.repo.diff import compare_commits
 
-        origin = None if base is None else self.manifest(base)
-        return compare(self.manifest(old), self.manifest(new), self.objects, stats, paths, origin)
+        sides = [self.resolve(side) for side in (old, new, base) if side is not None]
+        return compare_commits(self, self.objects, sides, stats, paths)
 
-    def similarity(self, revisions: Sequence[str | Commit], base: str | Commit) -> "Similarity":
+    def similarity(
+        self, revisions: Sequence[str | Commit], base: str | Commit | None = None
+    ) -> "Similarity":
         """How alike several commits are in what they changed of a common base.
 
         Args:
             revisions: of the commits.
-            base: the revision that they come from.
+            base: the revision that they come from; by default their best common ancestor.
+
+        Raises:
+            RevisionError: they have no common ancestor, or several.
+            PrunedError: a retention policy let the data of one of them go.
         """
-        from vcjax.repo.diff import similarity
+        from vcjax.repo.diff import similarity_of_commits
 
         commits = [self.resolve(revision) for revision in revisions]
+        origin = None if base is None else self.resolve(base)
         names = [name_of(revision) for revision in revisions]
-        manifests = [self.history.manifest_of(commit) for commit in commits]
-        return similarity(manifests, self.manifest(base), self.objects, names)
+        return similarity_of_commits(self, self.objects, commits, origin, names)
 
     def plan_merge(self, ours: str | Commit, *theirs: str | Commit) -> "MergePlan":
         """What merging commits would do to each leaf; reads no data and changes nothing."""
@@ -367,8 +379,13 @@ class Reader:
 
     @property
     def head(self) -> Head:
-        """The current branch, or commit when detached."""
-        return self.refs.head()
+        """The current branch, or commit when detached, and the commit where that is."""
+        head = self.refs.head()
+        try:
+            ref = self.refs.get("HEAD" if head.branch is None else HEADS + head.branch)
+        except CorruptionError:  # who asks for the commit is told so
+            return head
+        return head if ref is None else replace(head, tip=ref.commit)
 
 
 def name_of(revision: str | Commit) -> str:

@@ -106,6 +106,7 @@ def create(store: Store, settings: Settings, prepare: Callable[[], object]) -> N
     raise RepositoryExistsError(
         f"there is a repository in {store.url} already",
         hint="open it with `Repository.open`, or choose another place",
+        shell_hint=f"name it with --repo={store.url}, or choose another place",
     )
 
 
@@ -139,10 +140,15 @@ def load(store: Store) -> Settings:
     """
     data = store.read(KEY)
     if data is None:
-        hint = "make one with `vcjax init` or `vcjax.Repository.init(url)`"
-        if (outer := enclosing(store)) is not None:
-            hint = f"it lies within the repository in {outer}: open that one"
-        raise RepositoryNotFoundError(f"there is no repository in {store.url}", hint=hint)
+        outer = enclosing(store)
+        within = (
+            None if outer is None else f"it lies within the repository in {outer}: open that one"
+        )
+        raise RepositoryNotFoundError(
+            f"there is no repository in {store.url}",
+            hint=within or "make one with `vcjax.Repository.init(url)`",
+            shell_hint=within or "make one with `vcjax init`, or name another one with --repo",
+        )
     settings = Settings.decode(store.url, data)
     store.marker = KEY
     return settings
@@ -179,5 +185,7 @@ def find(start: str | os.PathLike[str] = ".") -> Path:
             return candidate
     raise RepositoryNotFoundError(
         f"there is no repository in {folder} or any folder above it",
-        hint="make one with `vcjax init`, or name one with --repo or VCJAX_REPO",
+        hint="make one with `vcjax.Repository.init(url)`, or name one with "
+        "`vcjax.Repository.open(url)`",
+        shell_hint="make one with `vcjax init`, or name one with --repo or VCJAX_REPO",
     )

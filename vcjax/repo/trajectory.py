@@ -44,16 +44,24 @@ class Trajectory:
     Attributes:
         commits: oldest first.
         leaves: one per leaf.
+        pruned: digests of those commits whose data are gone: they have no figures.
     """
 
     commits: tuple[Commit, ...]
     leaves: tuple[LeafTrace, ...]
+    pruned: frozenset[str] = frozenset()
+
+    @property
+    def measured(self) -> tuple[Commit, ...]:
+        """The commits that have data, oldest first."""
+        return tuple(commit for commit in self.commits if commit.digest not in self.pruned)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; commits by digest."""
         return {
             "commits": [commit.digest for commit in self.commits],
             "steps": [commit.step for commit in self.commits],
+            "pruned": [c.digest for c in self.commits if c.digest in self.pruned],
             "leaves": [leaf.to_dict() for leaf in self.leaves],
         }
 
@@ -83,7 +91,8 @@ def trace(
     if not chosen:
         raise TreeError("these commits have no leaf that is an array of numbers")
     traces = (_traced(objects, path, [leaves.get(path) for leaves in kept]) for path in chosen)
-    return Trajectory(tuple(commits), tuple(traces))
+    gone = pruned.intersection(commit.digest for commit in commits)
+    return Trajectory(tuple(commits), tuple(traces), gone)
 
 
 def line(repo: Source, over: str) -> list[Commit]:
@@ -102,7 +111,8 @@ def line(repo: Source, over: str) -> list[Commit]:
     if start is not None:
         raise RevisionError(
             f"{over!r}: first parents do not lead from {stop.digest[:8]} to {start.digest[:8]}",
-            hint="`vcjax log --first-parent` shows where they lead",
+            hint="`repo.log(first_parent=True)` shows where they lead",
+            shell_hint="`vcjax log --first-parent` shows where they lead",
         )
     return commits[::-1]
 

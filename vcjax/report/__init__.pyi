@@ -5,6 +5,8 @@ from .changes import merge_plan_lines as merge_plan_lines
 from .changes import module_lines as module_lines
 from .changes import stat_lines as stat_lines
 from .changes import summary as summary
+from .changes import unread_lines as unread_lines
+from .commits import PRUNED as PRUNED
 from .commits import commit_document as commit_document
 from .commits import decorations as decorations
 from .commits import details as details
@@ -23,6 +25,8 @@ from .graph import Row as Row
 from .graph import draw as draw
 from .graph import topological as topological
 from .heat import heat_map as heat_map
+from .leaf import leaf_document as leaf_document
+from .leaf import leaf_lines as leaf_lines
 from .lines import Line as Line
 from .lines import Span as Span
 from .lines import line as line

@@ -184,10 +184,17 @@ def relative(stats: Mapping[str, Any] | None) -> float:
 
 
 def _structure(diff: TreeDiff) -> list[Line]:
-    return [
+    """What no leaf shows: containers of another kind, and why there are no figures."""
+    containers = [
         line(Span(f"!  {path or '(root)'}", "magenta"), "  another kind of container")
         for path in diff.structure
     ]
+    return [*containers, *unread_lines(diff)]
+
+
+def unread_lines(diff: TreeDiff) -> list[Line]:
+    """Why a diff has no figures, a line for each side whose data are gone."""
+    return [line(Span("no figures: ", "magenta"), reason) for reason in diff.unread]
 
 
 def summary(diff: TreeDiff) -> str:

@@ -5,11 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vcjax.history import Commit, Head, Ref
+from vcjax.history import Commit, Head, Pruning, Ref
 from vcjax.history.refnames import HEADS, TAGS, prefix_of
 from vcjax.report.figures import format_bytes, format_number, format_time
 from vcjax.report.lines import Line, Span, line
 from vcjax.report.saved_items import item_fields
+
+PRUNED = Span("(pruned)", "red")
+"""What stands beside a commit whose data a retention policy let go."""
 
 METRIC_WIDTH = 10
 """Characters of a metric's column: the longest that `format_number` writes."""
@@ -38,10 +41,17 @@ def full_names(refs: Iterable[Ref]) -> dict[str, list[str]]:
     return found
 
 
-def oneline(commit: Commit, names: Sequence[str], change: str | None = None) -> Line:
-    """A commit in one line: digest, refs, first line of the message, what it changed."""
+def oneline(
+    commit: Commit,
+    names: Sequence[str],
+    change: str | None = None,
+    pruning: Pruning | None = None,
+) -> Line:
+    """A commit in one line: digest, refs, whether it has no data, message, what it changed."""
     shown = [] if change is None else ["  ", Span(change, "cyan")]
-    return line(Span(commit.digest[:8], "yellow"), *_names(names), " ", commit.summary, *shown)
+    mark = [] if pruning is None else [" ", PRUNED]
+    head = Span(commit.digest[:8], "yellow")
+    return line(head, *_names(names), *mark, " ", commit.summary, *shown)
 
 
 def touched(fields: Mapping[str, Any]) -> str:
@@ -68,8 +78,20 @@ def _names(names: Sequence[str]) -> list[str | Span]:
     return [*parts, Span(")", "yellow")]
 
 
-def entry(commit: Commit, names: Sequence[str], change: str | None = None) -> list[Line]:
-    """A commit in several lines, as `git log` shows it; an empty line ends it."""
+def entry(
+    commit: Commit,
+    names: Sequence[str],
+    change: str | None = None,
+    pruning: Pruning | None = None,
+) -> list[Line]:
+    """A commit in several lines, as `git log` shows it; an empty line ends it.
+
+    Args:
+        commit: the commit.
+        names: the refs that point to it.
+        change: what it changed of the leaves that are asked about, in words.
+        pruning: why it has no data any more, if so.
+    """
     fields = [("Author:", commit.author), ("Date:", format_time(commit.time))]
     if len(commit.parents) > 1:
         fields.insert(0, ("Merge:", " ".join(parent[:8] for parent in commit.parents)))
@@ -80,21 +102,29 @@ def entry(commit: Commit, names: Sequence[str], change: str | None = None) -> li
         fields.append(("Metrics:", " ".join(pairs)))
     if change is not None:
         fields.append(("Changed:", change))
+    if pruning is not None:
+        fields.append(("Data:", str(pruning)))
     lines = [line(Span(f"commit {commit.digest}", "yellow"), *_names(names))]
     lines += [line(f"{label:<9}{text}") for label, text in fields]
     lines += [line(), *(line("    ", text) for text in commit.message.splitlines()), line()]
     return lines
 
 
-def details(commit: Commit, names: Sequence[str], counts: Mapping[str, int] | None) -> list[Line]:
+def details(
+    commit: Commit,
+    names: Sequence[str],
+    counts: Mapping[str, int] | None,
+    pruning: Pruning | None = None,
+) -> list[Line]:
     """All of a commit but its leaves.
 
     Args:
         commit: the commit.
         names: the refs that point to it.
         counts: {status: number of leaves} against its first parent; None for a root.
+        pruning: why it has no data any more, if so.
     """
-    lines = entry(commit, names)
+    lines = entry(commit, names, pruning=pruning)
     fields = [
         ("Parents:", " ".join(parent[:8] for parent in commit.parents) or "none"),
         ("Tree:", commit.tree[:8]),
@@ -152,6 +182,14 @@ def _width(name: str) -> int:
     return max(METRIC_WIDTH, len(name))
 
 
-def commit_document(commit: Commit, names: Sequence[str] = ()) -> dict[str, Any]:
-    """A commit as JSON types: `Commit.to_dict`, its generation and the full names of its refs."""
-    return {**commit.to_dict(), "generation": commit.generation, "refs": list(names)}
+def commit_document(
+    commit: Commit, names: Sequence[str] = (), pruning: Pruning | None = None
+) -> dict[str, Any]:
+    """A commit as JSON types.
+
+    `Commit.to_dict`, its generation, the full names of its refs, and why and when its
+    data were let go: "pruned", null for a commit that has them.
+    """
+    pruned = None if pruning is None else pruning.to_dict()
+    place = {"generation": commit.generation, "refs": list(names)}
+    return {**commit.to_dict(), **place, "pruned": pruned}

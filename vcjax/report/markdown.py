@@ -9,7 +9,7 @@ from vcjax.report.changes import bar, most_changed, relative, summary
 from vcjax.report.figures import format_number
 from vcjax.report.lines import escaped
 from vcjax.report.page import amount, headline
-from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, verdicts
+from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, fates, verdicts
 
 SHOWN = 20
 """Leaves that are listed at once; the others are folded away."""
@@ -36,6 +36,8 @@ def markdown_report(diff: TreeDiff, *, title: str | None = None) -> str:
     if diff.structure:
         paths = ", ".join(map(_code, diff.structure))
         lines += [f"Containers of another kind: {paths}", ""]
+    for reason in diff.unread:
+        lines += [_text(f"No figures: {reason}."), ""]
     if diff.three_way is not None:
         lines += [*_three_way(diff.three_way), ""]
     changes = most_changed(diff)
@@ -57,12 +59,12 @@ def _three_way(three: ThreeWay) -> Iterable[str]:
     yield f"Since their common base: {verdicts(three)}."
     if (total := agreement_line(three)) is not None:
         yield _text(f"Of the task vectors {total}.")
-    both = three.with_verdict("both")
+    both, words = three.with_verdict("both"), fates(three)
     if both:
         yield ""
         yield from _head(("changed by both", "ours", "theirs", *map(_text, HEADINGS)), "lllrrrrr")
     for leaf in both[:SHOWN]:
-        yield _row(_code(leaf.path), leaf.ours, leaf.theirs, *agreement_cells(leaf.stats))
+        yield _row(_code(leaf.path), *map(_text, words[leaf.path]), *agreement_cells(leaf.stats))
     if both[SHOWN:]:
         yield ""
         yield f"and {len(both) - SHOWN:,} more that both changed."

@@ -32,6 +32,7 @@ def notebook_html(diff: TreeDiff) -> str:
         .get_template("notebook.html.jinja")
         .render(
             summary=summary(diff),
+            unread=diff.unread,
             amount=amount(total.stats if total else None),
             columns=("leaf", "status", "shape", "relative", "cosine"),
             rows=rows,

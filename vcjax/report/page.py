@@ -14,7 +14,7 @@ from vcjax.diffing import LeafChange, ThreeWay, TreeDiff
 from vcjax.report.documents import standard
 from vcjax.report.figures import format_bytes, format_number, format_percent
 from vcjax.report.heat import heat_map
-from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, verdicts
+from vcjax.report.three_way import HEADINGS, agreement_cells, agreement_line, fates, verdicts
 
 DIGITS = 6
 """Significant digits of the numbers in the page: more would make it larger and show nothing."""
@@ -57,8 +57,9 @@ def html_page(
             counts=_in_order(diff.counts),
             headline=headline(diff),
             structure=diff.structure,
+            unread=diff.unread,
             three_way=None if diff.three_way is None else _three_way(diff.three_way),
-            plain=[(c.path, c.status, amount(c.stats)) for c in diff.changes],
+            plain=[(c.path, c.status, c.outline(), amount(c.stats)) for c in diff.changes],
             data=_data(diff),
             css=_source("page.css"),
             script=_source("page.js"),
@@ -132,14 +133,10 @@ def _data(diff: TreeDiff) -> dict[str, Any]:
 
 
 def _leaf(change: LeafChange) -> dict[str, Any]:
-    old, new = change.old, change.new
-    shape = str(new or old or "")
-    if old is not None and new is not None and str(old) != str(new):
-        shape = f"{old} → {new}"
     return {
         "path": change.path,
         "status": change.status,
-        "shape": shape,
+        "shape": "" if change.old is None and change.new is None else change.outline(),
         "old_path": change.old_path,
         "note": change.note,
         "stats": change.stats,
@@ -158,8 +155,9 @@ def _short(value: Any) -> Any:
 
 
 def _three_way(three: ThreeWay) -> dict[str, Any]:
+    words = fates(three)
     rows = [
-        [leaf.path, leaf.verdict, leaf.ours, leaf.theirs, *agreement_cells(leaf.stats)]
+        [leaf.path, leaf.verdict, *words[leaf.path], *agreement_cells(leaf.stats)]
         for leaf in three.leaves
         if leaf.verdict != "unchanged"
     ]

@@ -45,30 +45,53 @@ def agreement_line(three: ThreeWay) -> str | None:
     return "where both changed: " + ", ".join(f"{name} {text}" for name, text in cells)
 
 
+def fates(three: ThreeWay) -> dict[str, tuple[str, str]]:
+    """{leaf path: what ours and theirs did to it}, with values that are small.
+
+    Such as: "changed 91 → 101".
+    """
+    values = [
+        {change.old_path or change.path: change.transition() for change in side.changes}
+        for side in (three.ours, three.theirs)
+    ]
+    return {
+        leaf.path: (
+            f"{leaf.ours} {values[0].get(leaf.path, '')}".rstrip(),
+            f"{leaf.theirs} {values[1].get(leaf.path, '')}".rstrip(),
+        )
+        for leaf in three.leaves
+    }
+
+
 def three_way_lines(three: ThreeWay) -> list[Line]:
     """Every leaf that a side changed, how far the sides agree, and the counts."""
     measured = any(leaf.stats is not None for leaf in three.leaves)
     columns = [Column(), Column("leaf"), Column("ours"), Column("theirs")]
     columns += [Column(name, right=True) for name in HEADINGS] if measured else []
     rows: list[list[str | Span]] = []
+    words = fates(three)
     for leaf in three.leaves:
         if leaf.verdict == "unchanged":
             continue
         style = STYLES[leaf.verdict]
         row: list[str | Span] = [Span(MARKS[leaf.verdict], style), Span(leaf.path, style)]
-        row += [leaf.ours, leaf.theirs, *(agreement_cells(leaf.stats) if measured else ())]
+        row += [*words[leaf.path], *(agreement_cells(leaf.stats) if measured else ())]
         rows.append(row)
     total = agreement_line(three)
     ends = [line(verdicts(three)), *([] if total is None else [line(total)])]
     return [*(table(columns, rows) if rows else ()), *ends]
 
 
-def similarity_lines(found: Similarity, measure: str) -> list[Line]:
+def similarity_lines(
+    found: Similarity, measure: str, base: str, same: Sequence[str] = ()
+) -> list[Line]:
     """A matrix over the models, and the norms of their task vectors.
 
     Args:
         found: the similarities.
         measure: "cosine", "sign_agreement" or "overlap".
+        base: what the base is called.
+        same: names of models that are the base itself: they changed nothing.
     """
     values: Sequence[Sequence[float]] = getattr(found, measure)
     columns = [Column(measure.replace("_", " ")), Column("norm", right=True)]
@@ -79,4 +102,5 @@ def similarity_lines(found: Similarity, measure: str) -> list[Line]:
     ]
     left = f", {len(found.skipped):,} leaves that differ in shape or kind left out"
     end = f"{found.leaves:,} leaves{left if found.skipped else ''}"
-    return [*table(columns, rows), line(end)]
+    notes = [line(f"{name} is the base itself, so its figures are 0") for name in same]
+    return [*table(columns, rows), *notes, line(f"{end}, against the base {base}")]

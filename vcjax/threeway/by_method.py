@@ -21,7 +21,7 @@ from vcjax.streaming.destination import fingerprint, run_into_store, unrepeatabl
 from vcjax.streaming.job import Job
 from vcjax.streaming.model import stored_leaf
 from vcjax.threeway import Decision
-from vcjax.threeway.rules import Choice, advice, explain, side_names
+from vcjax.threeway.rules import Choice, advice, explain, shell_advice, side_names
 from vcjax.threeway.settle import Settled
 
 
@@ -103,6 +103,7 @@ def plan_jobs(
             "these conflicts cannot be settled by a merge method:",
             paths=[f"{d.path}: {explain(d, sides)}" for d in stuck],
             hint=advice(stuck),
+            shell_hint=shell_advice(stuck),
         )
     lacking = [path for path, d in conflicts.items() if not isinstance(d.base, LeafEntry)]
     if method.needs_base and lacking:

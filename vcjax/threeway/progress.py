@@ -90,8 +90,11 @@ def check_unmoved(request: MergeRequest, tip: str | None) -> None:
         f"{request.short!r} has moved {where} since the merge of {listing(request.names[1:])} "
         f"began at {request.ours[:8]}",
         hint="plan anew from there and keep what was decided with "
-        "`vcjax merge --continue --replan` (`repo.merges.resume(replan=True)`), or drop the merge "
-        "with `vcjax merge --abort`; nothing was merged yet",
+        "`repo.merges.resume(replan=True)`, or drop the merge with `repo.merges.abort()`; "
+        "nothing was merged yet",
+        shell_hint="plan anew from there and keep what was decided with "
+        "`vcjax merge --continue --replan`, or drop the merge with `vcjax merge --abort`; "
+        "nothing was merged yet",
     )
 
 

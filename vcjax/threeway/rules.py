@@ -152,23 +152,31 @@ def refuse(plan: MergePlan, settled: Mapping[str, Any], names: Sequence[str]) ->
             "differently:",
             paths=[f"{d.path}: {explain(d, side_names(names))}" for d in left],
             hint=advice(left),
+            shell_hint=shell_advice(left),
         )
 
 
 def advice(left: Sequence[Decision]) -> str:
     """How conflicts can be settled: numbers by a method, all others by taking one side."""
+    numbers = (
+        "merge their numbers with method=vcjax.merging.average(), or take one side with "
+        "resolve='ours' or 'theirs'"
+    )
+    return _by_verdict(left, numbers, "resolve={path: 'ours'}")
+
+
+def shell_advice(left: Sequence[Decision]) -> str:
+    """The same in the words of the command line."""
+    numbers = "merge their numbers with --method=average, or take one side with --resolve=ours"
+    return _by_verdict(left, numbers, "--rule='PATH=ours'")
+
+
+def _by_verdict(left: Sequence[Decision], numbers: str, rule: str) -> str:
     verdicts = {decision.verdict for decision in left}
-    words = []
-    if "conflict" in verdicts:
-        words.append(
-            "merge their numbers with method=vcjax.merging.average() (CLI: --method=average), "
-            "or take one side with resolve='ours' or 'theirs' (CLI: --resolve=ours)"
-        )
+    words = [numbers] if "conflict" in verdicts else []
     if "structure" in verdicts:
         those = " of those that no method can merge" if "conflict" in verdicts else ""
-        words.append(
-            f"take one side{those} with resolve={{path: 'ours'}} (CLI: --rule='PATH=ours')"
-        )
+        words.append(f"take one side{those} with {rule}")
     return "; ".join(words)
 
 

@@ -25,6 +25,7 @@ def check(
     *,
     strict: bool,
     name: str = "like=",
+    part: str = "name those that you want with paths=",
 ) -> None:
     """Raises unless every target has a stored leaf that fits it.
 
@@ -33,6 +34,7 @@ def check(
         targets: `Template.targets`.
         strict: whether a stored leaf without a target is an error.
         name: what the caller knows the targets by.
+        part: how a caller leaves stored leaves out.
 
     Raises:
         StructureError: with one line per leaf that is missing, extra or does not fit.
@@ -52,16 +54,15 @@ def check(
         raise errors.StructureError(
             f"the stored tree does not fit {name}",
             problems=problems,
-            hint=_hint(missing, extra if strict else [], name),
+            hint=_hint(missing, extra if strict else [], name, part),
         )
 
 
-def _hint(missing: list[str], extra: list[str], name: str) -> str:
+def _hint(missing: list[str], extra: list[str], name: str, part: str) -> str:
     if missing:
         return f"remove or rename these leaves in {name}, or restore without {name}"
     if extra:
-        ignore = "pass strict=False" if name == "like=" else "restore a part of the tree"
-        return f"add these leaves to {name}, or {ignore} to ignore them"
+        return f"add these leaves to {name}, or {part} to leave them out"
     return f"give {name} the stored shapes, and dtypes that the stored ones can be cast to"
 
 

@@ -55,14 +55,21 @@ def flatten(tree: PyTree, *, spanning: bool = False) -> Node | Leaf:
 
     Raises:
         UnsupportedLeafError: a leaf that cannot be stored.
-        TreeError: dict keys that cannot be stored or sorted, or two equal leaf paths.
+        TreeError: dict keys that cannot be stored or sorted, two equal leaf paths, or a
+            container that holds itself.
 
     Example:
         >>> from vcjax.tree import flatten, leaf_dict
         >>> list(leaf_dict(flatten({"w": [1.5, 2], "b": None})))
         ['w/0', 'w/1']
     """
-    root = tree if isinstance(tree, Node | Leaf) else _flatten(tree, None)
+    try:
+        root = tree if isinstance(tree, Node | Leaf) else _flatten(tree, None)
+    except RecursionError as error:
+        raise errors.TreeError(
+            "the tree is too deep to be taken apart, or a container holds itself",
+            hint="take out the container that leads back to itself",
+        ) from error
     leaves = leaf_dict(root)  # raises if a path occurs twice
     if not spanning:
         for path, leaf in leaves.items():

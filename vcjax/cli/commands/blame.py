@@ -1,6 +1,6 @@
 """`vcjax blame`: the commit that last changed each leaf."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -38,17 +38,20 @@ def run(session: Session) -> int:
     found = repo.blame(commit, chunks=chunks, paths=session.args[1:] or None)
     commits = {leaf.commit.digest: leaf.commit for leaf in found}
     names = report.full_names(repo.refs.under("refs/").values()) if session.out.json else {}
+    pruned = repo.prunings.among(commits)
     fields = {
         "commit": commit.digest,
         "leaves": [leaf.to_dict() for leaf in found],
-        "commits": [report.commit_document(c, names.get(d, ())) for d, c in commits.items()],
+        "commits": [
+            report.commit_document(c, names.get(d, ()), pruned.get(d)) for d, c in commits.items()
+        ],
     }
-    session.out.report("blame", fields, _lines(found, chunks))
+    session.out.report("blame", fields, _lines(found, chunks, pruned))
     return 0
 
 
-def _lines(found: "Sequence[BlamedLeaf]", chunks: bool) -> Iterator[Line]:
-    rows = [_row(list(run)) for _, run in groupby(found, _same)]
+def _lines(found: "Sequence[BlamedLeaf]", chunks: bool, pruned: Collection[str]) -> Iterator[Line]:
+    rows = [_row(list(run), pruned) for _, run in groupby(found, _same)]
     shown = [i for i, column in enumerate(COLUMNS) if chunks or column.heading != "part"]
     rows = [[row[i] for i in shown] for row in rows]
     yield from table([COLUMNS[i] for i in shown], rows) if rows else [line("no leaves")]
@@ -58,14 +61,15 @@ def _same(leaf: "BlamedLeaf") -> tuple[str, str, str]:
     return leaf.path, leaf.commit.digest, leaf.old_path
 
 
-def _row(run: "Sequence[BlamedLeaf]") -> list[str | Span]:
-    """A leaf, or a run of chunks of it, of one commit."""
+def _row(run: "Sequence[BlamedLeaf]", pruned: Collection[str]) -> list[str | Span]:
+    """A leaf, or a run of chunks of it, of one commit; marked if that has no data any more."""
     leaf, commit = run[0], run[0].commit
     moved = f" (was {leaf.old_path})" if leaf.old_path != leaf.path else ""
     part = _part(leaf, run[-1])
     date = report.format_time(commit.time)[:16]
     author = commit.author.partition(" <")[0]
-    return [commit.digest[:8], leaf.path + moved, part, date, author, commit.summary]
+    mark = f"{report.PRUNED.text} " if commit.digest in pruned else ""
+    return [commit.digest[:8], leaf.path + moved, part, date, author, mark + commit.summary]
 
 
 def _part(first: "BlamedLeaf", last: "BlamedLeaf") -> str:

@@ -110,7 +110,7 @@ def _lines(diff: "TreeDiff", values: Any) -> list[Line]:
     if values.html:
         return [report.line(report.summary(diff)), report.line(f"written to {values.html}")]
     if diff.three_way is not None:
-        return report.three_way_lines(diff.three_way)
+        return [*report.three_way_lines(diff.three_way), *report.unread_lines(diff)]
     if values.depth is not None:
         return report.module_lines(diff, values.depth, values.sort)
     if values.stat:

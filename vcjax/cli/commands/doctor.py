@@ -106,11 +106,11 @@ def place(session: Session) -> Iterator[Finding]:
         yield Finding("repository", "ok", store.url)
         yield from probe(store)
     except RepositoryNotFoundError as error:
-        yield Finding("repository", "warn", error.message, error.hint)
+        yield Finding("repository", "warn", error.message, error.shell_hint)
         with tempfile.TemporaryDirectory(prefix=".vcjax-doctor-", dir=".") as folder:
             yield from probe(storage.open_store(folder))
     except VcjaxError as error:
-        yield Finding("repository", "fail", error.message, error.hint)
+        yield Finding("repository", "fail", error.message, error.shell_hint)
 
 
 def probe(store: "Store") -> Iterator[Finding]:
@@ -120,7 +120,7 @@ def probe(store: "Store") -> Iterator[Finding]:
         yield _writes(store, folder)
         yield _compare_and_set(store, f"{folder}/ref")
     except VcjaxError as error:
-        yield Finding("store", "fail", error.message, error.hint)
+        yield Finding("store", "fail", error.message, error.shell_hint)
         return
     finally:
         store.delete(store.keys(f"{folder}/"))

@@ -13,10 +13,11 @@ def run(session: Session) -> int:
 
 def overview() -> str:
     """What `vcjax help` prints."""
+    width = 2 + max(map(len, registry.names()))
     lines = ["usage: vcjax COMMAND [flags] [arguments]", "", "Version control for JAX PyTrees."]
     for heading, names in registry.GROUPS.items():
         lines += ["", heading]
-        lines += [f"  {name:<10}{registry.load(name).summary}" for name in names]
+        lines += [f"  {name:<{width}}{registry.load(name).summary}" for name in names]
     lines += ["", "`vcjax COMMAND --help` explains one. `vcjax --version` tells the version."]
     lines += ["A revision (REV) is a branch, a tag, a digest or its beginning, HEAD, HEAD~2,"]
     lines += ["HEAD^2, main@{1}, step:1200, best:accuracy. REV is HEAD where it is left out."]

@@ -16,7 +16,7 @@ from vcjax.report import Line, Row, Span
 from vcjax.tree import CROSSES, pattern
 
 if TYPE_CHECKING:
-    from vcjax.history import Commit, TouchWalk
+    from vcjax.history import Commit, Pruning, TouchWalk
 
 Touched = dict[str, Any]
 """What a commit did to the leaves that are asked about, as JSON types."""
@@ -59,13 +59,21 @@ def run(session: Session) -> int:
     names = report.decorations(repo.head, refs)
     commits, touched, parents = _commits(session, names)
     if session.out.json:
-        full = report.full_names(refs)
-        listed = [report.commit_document(c, full.get(c.digest, ())) for c in commits]
+        full, found = report.full_names(refs), list(commits)
+        pruned = repo.prunings.among(commit.digest for commit in found)
+        listed = [
+            report.commit_document(c, full.get(c.digest, ()), pruned.get(c.digest)) for c in found
+        ]
         for document in listed if session.after else ():
             document["touched"] = touched[document["digest"]]
         session.out.document("log", {"commits": listed})
         return 0
-    view = _View(names, values.metrics, values.oneline, touched)
+    pruned = repo.prunings.all()
+
+    def pruning(commit: "Commit") -> "Pruning | None":
+        return repo.prunings.get(commit.digest) if commit.digest in pruned else None
+
+    view = _View(names, values.metrics, values.oneline, pruning, touched)
     if values.metrics:
         session.out.line(*report.metric_headings(values.metrics))
     lines = _graph(view, commits, parents) if values.graph else _list(view, commits)
@@ -103,7 +111,7 @@ def _commits(
             commits = repo.log(*starts, limit=values.limit, first_parent=values.first_parent)
             first = list(itertools.islice(commits, 1))
         except RevisionError as error:
-            error.hint = f"{error.hint} (leaf paths go after `--`: vcjax log -- GLOB)"
+            error.add_hint("leaf paths go after `--`: vcjax log -- GLOB")
             raise
         return itertools.chain(first, commits), {}, lambda commit: commit.parents[:followed]
     walk = repo.touches(*starts, paths=session.after, first_parent=values.first_parent)
@@ -130,10 +138,16 @@ def _touching(
 
 
 def _l2(session: Session, commit: "Commit") -> float | None:
-    """The norm of what a commit changed of the leaves, as one vector; None for a root."""
+    """The norm of what a commit changed of the leaves, as one vector.
+
+    None for a root, and where the data of the commit or of its parent are gone.
+    """
     if not commit.parents:
         return None
-    changes = session.repo.diff(commit.parents[0], commit).changes
+    diff = session.repo.diff(commit.parents[0], commit)
+    if diff.unread:
+        return None
+    changes = diff.changes
     patterns = [pattern(glob) for glob in session.after]
     chosen = [c.stats["l2"] for c in changes if c.stats and any(p.match(c.path) for p in patterns)]
     return math.hypot(*chosen)
@@ -146,6 +160,7 @@ class _View:
     names: dict[str, list[str]]
     metrics: Sequence[str]
     oneline: bool
+    pruning: "Callable[[Commit], Pruning | None]"
     touched: dict[str, Touched] = field(default_factory=dict)
 
     def text(self, commit: "Commit") -> list[Line]:
@@ -154,8 +169,8 @@ class _View:
         touched = self.touched.get(commit.digest)
         change = None if touched is None else report.touched(touched)
         if self.oneline:
-            return [report.oneline(commit, names, change)]
-        return report.entry(commit, names, change)
+            return [report.oneline(commit, names, change, self.pruning(commit))]
+        return report.entry(commit, names, change, self.pruning(commit))
 
     def margin(self, commit: "Commit | None") -> list[str | Span]:
         """The metrics that stand before the first line about a commit."""

@@ -25,12 +25,18 @@ def run(session: Session) -> int:
     commit, glob = _asked(session)
     leaves = session.repo.manifest(commit).leaves
     chosen = {path: leaves[path] for path in tree.select(leaves, glob)}
+    pruning = session.repo.prunings.get(commit.digest)
     size = sum(entry.nbytes for entry in chosen.values())
     rows = [_row(path, entry) for path, entry in chosen.items()]
-    total = line(f"{len(chosen):,} leaves, {format_bytes(size)}")
+    gone = "" if pruning is None else f"; {pruning}"
+    total = line(f"{len(chosen):,} leaves, {format_bytes(size)}{gone}")
     session.out.report(
         "ls",
-        {"commit": commit.digest, "leaves": [_document(*item) for item in chosen.items()]},
+        {
+            "commit": commit.digest,
+            "pruned": None if pruning is None else pruning.to_dict(),
+            "leaves": [_document(*item) for item in chosen.items()],
+        },
         [*(table(COLUMNS, rows) if rows else ()), total],
     )
     return 0
@@ -47,7 +53,11 @@ def _asked(session: Session) -> "tuple[Commit, str | None]":
         try:
             commit = repo.resolve("HEAD")
             tree.select(repo.manifest(commit).leaves, args[0])
-        except (RevisionError, TreeError):
+        except RevisionError:
+            raise error from None
+        except TreeError:
+            if any(wildcard in args[0] for wildcard in "*?["):
+                raise
             raise error from None
         return commit, args[0]
 

@@ -183,5 +183,5 @@ def _report(session: Session, error: ConflictError, branch: str | None) -> int:
     fields = {"outcome": "conflict", "commit": None, "decisions": {}}
     session.out.document("merge", {**fields, "conflicts": list(progress.left)})
     session.out.note(report.Span("error: ", "bold red"), error.message.partition("\n")[0])
-    session.out.note(report.Span("hint: ", "bold cyan"), error.hint or "")
+    session.out.note(report.Span("hint: ", "bold cyan"), error.shell_hint or "")
     return 1

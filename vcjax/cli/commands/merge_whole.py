@@ -99,7 +99,7 @@ def model_of(session: Session, name: str) -> Model:
         return session.repo.model(name)
     except (RevisionError, RepositoryNotFoundError) as error:
         if isinstance(error, RevisionError):
-            error.hint = f"{error.hint} (there is no file of this name either)"
+            error.add_hint("there is no file of this name either")
         raise
 
 

@@ -53,9 +53,21 @@ def run(session: Session) -> int:
 
 def _lines(trajectory: "Trajectory", output: str | None) -> list[Line]:
     rows = [_row(leaf, trajectory) for leaf in trajectory.leaves]
-    count = len(trajectory.commits)
     end = f", drawn in {output}" if output else ""
-    return [*table(COLUMNS, rows), line(f"{len(rows):,} leaves over {count:,} commits{end}")]
+    over = f"{len(rows):,} leaves over {_extent(trajectory)}{end}"
+    return [*table(COLUMNS, rows), line(over)]
+
+
+def _extent(trajectory: "Trajectory") -> str:
+    """Over how many commits, and which, the figures are: those that have data."""
+    count, measured = len(trajectory.commits), trajectory.measured
+    if len(measured) == count:
+        return f"{count:,} commits"
+    gone = f"the data of {count - len(measured):,} were pruned"
+    if not measured:
+        return f"none of {count:,} commits: {gone}"
+    ends = f"{measured[0].digest[:8]} to {measured[-1].digest[:8]}"
+    return f"{len(measured):,} of {count:,} commits, {ends}: {gone}"
 
 
 def _row(leaf: "LeafTrace", trajectory: "Trajectory") -> list[str]:

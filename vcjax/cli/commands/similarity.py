@@ -2,10 +2,11 @@
 
 from absl import flags
 
-from vcjax import diffing, history, report
+from vcjax import diffing, report
 from vcjax.cli.command import Command, UsageError
 from vcjax.cli.diff_sides import Side, side
 from vcjax.cli.session import Session
+from vcjax.errors import PrunedError
 
 MEASURES = ("cosine", "sign_agreement", "overlap")
 
@@ -35,6 +36,8 @@ def run(session: Session) -> int:
     values = session.flags
     models = [side(session, name) for name in session.args]
     base = side(session, values.base or _ancestor(session, models))
+    if gone := [reason for one in (*models, base) for reason in one.unread]:
+        raise PrunedError(gone[0], hint="compare commits that have data: `vcjax log` marks others")
     with session.out.status(f"comparing {len(models)} models"):
         found = diffing.similarity_of(
             [(one.root, one.content) for one in models],
@@ -48,7 +51,9 @@ def run(session: Session) -> int:
             report.save(picture, values.output)
     commits = [one.commit for one in models]
     fields = {"base": {"name": base.name, "commit": base.commit}, "commits": commits}
-    lines = report.similarity_lines(found, values.measure)
+    name = base.name if values.base else base.name[:8]
+    same = [one.name for one in models if one.commit is not None and one.commit == base.commit]
+    lines = report.similarity_lines(found, values.measure, name, same)
     session.out.report("similarity", {**fields, **found.to_dict()}, lines)
     return 0
 
@@ -57,18 +62,18 @@ def _ancestor(session: Session, models: list[Side]) -> str:
     """The digest of the best common ancestor of the models.
 
     Raises:
-        UsageError: they are no commits, or have none or several.
+        UsageError: one is no commit.
+        RevisionError: they have none or several.
     """
-    digests = [one.commit for one in models if one.commit is not None]
-    bases = set(digests[:1])
-    for digest in digests[1:]:
-        lookup = session.repo.history.commit
-        bases = {b for base in bases for b in history.merge_bases(base, digest, lookup)}
-    if len(digests) < len(models) or len(bases) != 1:
+    from vcjax.repo.diff import common_base
+
+    known = session.repo.history
+    commits = [known.commit(one.commit) for one in models if one.commit is not None]
+    if len(commits) < len(models):
         raise UsageError(
-            "these models have no one common ancestor", hint="name what they come from: --base=REV"
+            "a file has no ancestor", hint="name what the models come from: --base=REV"
         )
-    return bases.pop()
+    return common_base(commits, known).digest
 
 
 COMMAND = Command(

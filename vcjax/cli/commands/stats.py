@@ -45,6 +45,7 @@ class Storage:
 
     Attributes:
         commits: number of stored commits.
+        pruned: number of those whose data were let go; what follows is of the others.
         leaves: number of leaves in all of them together.
         distinct_leaves: number of different leaves.
         logical_bytes: size of all versions as full copies.
@@ -53,6 +54,7 @@ class Storage:
     """
 
     commits: int
+    pruned: int
     leaves: int
     distinct_leaves: int
     logical_bytes: int
@@ -66,7 +68,7 @@ class Storage:
 
     @property
     def ratio(self) -> float:
-        """How many times larger full copies of all versions would be."""
+        """How many times larger full copies of all versions that have data would be."""
         return self.logical_bytes / self.stored_bytes if self.stored_bytes else 0.0
 
 
@@ -75,13 +77,15 @@ def measure(repo: "Repository") -> Storage:
 
     In a bucket, whose listing tells no sizes, every object is read.
     """
-    commits = [repo.history.commit(digest) for digest in repo.history.all_commits()]
+    known, pruned = list(repo.history.all_commits()), repo.prunings.all()
+    commits = [repo.history.commit(digest) for digest in known if digest not in pruned]
     sizes: dict[str, int] = {}
     for digest in dict.fromkeys(commit.manifest for commit in commits):
         for entry in repo.history.manifest(digest).leaves.values():
             sizes[entry.digest] = entry.nbytes
     return Storage(
-        commits=len(commits),
+        commits=len(known),
+        pruned=len(known) - len(commits),
         leaves=sum(commit.leaves for commit in commits),
         distinct_leaves=len(sizes),
         logical_bytes=sum(commit.nbytes for commit in commits),
@@ -123,10 +127,18 @@ def _lines(storage: Storage) -> list[Line]:
     return [
         *table(columns, rows),
         line(),
-        line(f"{storage.commits:,} commits with {storage.leaves:,} leaves: {logical} in full"),
+        line(f"{_commits(storage)} with {storage.leaves:,} leaves: {logical} in full"),
         line(f"{storage.distinct_leaves:,} of these leaves are distinct: {distinct}"),
         line(_comparison(storage)),
     ]
+
+
+def _commits(storage: Storage) -> str:
+    """How many commits have data."""
+    if not storage.pruned:
+        return f"{storage.commits:,} commits"
+    kept = storage.commits - storage.pruned
+    return f"{kept:,} commits (of {storage.commits:,}: {storage.pruned:,} have no data any more)"
 
 
 def _comparison(storage: Storage) -> str:

@@ -23,12 +23,16 @@ def run(session: Session) -> int:
     merges = repo.merges.all()
     where = f"On branch {head.branch}" if head.branch else "HEAD is on no branch"
     at = "no commit yet" if tip is None else f"{tip.digest[:8]} {tip.summary}"
+    pruning = None if tip is None else repo.prunings.get(tip.digest)
     lines: list[Line] = [report.line(where), report.line(at)]
+    if pruning is not None:
+        lines.append(report.line(f"its data are gone: {pruning}"))
     for progress in merges:
         lines += _lines(progress, head.branch or "HEAD")
     fields = {
         "branch": head.branch,
         "commit": None if tip is None else tip.digest,
+        "pruned": None if pruning is None else pruning.to_dict(),
         "merges": [progress.to_dict() for progress in merges],
     }
     session.out.report("status", fields, lines)

@@ -118,12 +118,14 @@ def _step_name(commit: Commit, directory: Path, prefix: str | None) -> str:
     if commit.step is None:
         raise FormatError(
             f"commit {commit.digest[:8]} has no step, so none of a manager can be made of it",
-            hint="leave out --manager, or commit it with metadata={'step': …} (--step)",
+            hint="leave out manager=True, or commit it with metadata={'step': …}",
+            shell_hint="leave out --manager, or commit it with --step",
         )
     if directory.is_dir() and is_checkpoint(directory):
         raise FormatError(
             f"{str(directory)!r} is a checkpoint, and not the directory of a manager",
-            hint="choose another directory, or leave out --manager",
+            hint="choose another directory, or leave out manager=True",
+            shell_hint="choose another directory, or leave out --manager",
         )
     name = f"{prefix.rstrip('_')}_{commit.step}" if prefix else str(commit.step)
     if problem := name_problem(name):
@@ -144,11 +146,14 @@ def _is_taken(target: Path, force: bool) -> bool:
     if not target.is_dir() or not is_checkpoint(target):
         raise FormatError(
             f"{str(target)!r} is not empty, and not a checkpoint either",
-            hint="choose another folder; even --force replaces nothing but checkpoints",
+            hint="choose another folder; even force=True replaces nothing but checkpoints",
+            shell_hint="choose another folder; even --force replaces nothing but checkpoints",
         )
     if not force:
         raise StepExistsError(
-            f"there is a checkpoint in {str(target)!r} already", hint="--force replaces it"
+            f"there is a checkpoint in {str(target)!r} already",
+            hint="force=True replaces it",
+            shell_hint="--force replaces it",
         )
     return True
 

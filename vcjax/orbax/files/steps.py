@@ -137,7 +137,8 @@ def read_directory(folder: Path, prefix: str | None = None) -> SavedDirectory:
             if twin is not step:
                 raise FormatError(
                     f"{twin.folder.name!r} and {entry.name!r} are both step {step.step}",
-                    hint="say with --step_prefix which of them you mean, or move one away",
+                    hint="say with prefix= which of them you mean, or move one away",
+                    shell_hint="say with --step_prefix which of them you mean, or move one away",
                 )
     if not steps:
         told = "".join(f"\n  {notice}" for notice in notices)

@@ -31,6 +31,7 @@ from vcjax.repo.restore import read_leaves
 from vcjax.tree import Leaf, LeafSpec
 
 _TARGET = "the target"
+_PART = "restore a part of the tree"
 """What error messages call the tree that a caller restores into."""
 
 
@@ -223,7 +224,7 @@ def _values(
         targets[path] = target
         specs[path] = adjusted(entry.spec, target, wanted[path].strict)
     missing = {path: (like or {}).get(path) for path in wanted if path not in item.leaves}
-    tree.check(specs, {**targets, **missing}, strict=not partial, name=_TARGET)
+    tree.check(specs, {**targets, **missing}, strict=not partial, name=_TARGET, part=_PART)
     chosen = {path: item.leaves[path] for path in wanted}
     parts = _parts(chosen, specs, targets)
     for path, contents in item.repo.objects.read_boxes(parts) if parts else ():
@@ -291,7 +292,7 @@ def _as_wanted(value: object, wanted: Wanted, path: str) -> object:
     if target is None:
         return value
     spec = adjusted(leaf.spec, target, wanted.strict)
-    tree.check({path: spec}, {path: target}, strict=True, name=_TARGET)
+    tree.check({path: spec}, {path: target}, strict=True, name=_TARGET, part=_PART)
     return tree.place(fit(leaf, spec), target, path)
 
 

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jaxtyping import PyTree
 
+from vcjax.history.listing import html_listing
 from vcjax.orbax.items.handlers import Arguments, ItemHandlers
 from vcjax.orbax.items.item_metadata import described
 from vcjax.orbax.items.record import metrics_of
@@ -33,6 +34,23 @@ class StepReader(ocp.AbstractCheckpointManager):
     _logger: ocp.logging.AbstractLogger | None
 
     # -- what there is ---------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.directory}: {self._known_steps()}>"
+
+    def _repr_html_(self) -> str:
+        columns = ("step", "commit", "metrics")
+        rows = [
+            (str(step.step), step.commit[:8], "" if step.metrics is None else str(step.metrics))
+            for step in reversed(self._checkpoints)
+        ]
+        title = f"{type(self).__name__} {self.directory}: {self._known_steps()}"
+        return html_listing(title, columns, rows)
+
+    def _known_steps(self) -> str:
+        """The steps in a few words, from what is known; nothing is read."""
+        count, latest = len(self._checkpoints), self.latest_step()
+        return "no steps" if latest is None else f"{count:,} steps, the latest {latest}"
 
     @property
     def directory(self) -> Any:
