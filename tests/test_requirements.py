@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -22,11 +23,11 @@ def lowest(processes):
     return run
 
 
-def names(constraints):
+def names(constraints: Iterable[str]) -> set[str]:
     return {re.sub("[-_.]+", "-", line.partition("==")[0]).lower() for line in constraints}
 
 
-def imported():
+def imported() -> Iterator[str]:
     """The top-level modules that vcjax imports, wherever it does."""
     for path in sorted((ROOT / "vcjax").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

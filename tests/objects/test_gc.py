@@ -16,6 +16,7 @@ from vcjax.history.manifest import manifest_key
 from vcjax.objects import plan_gc, sweep
 from vcjax.objects.layout import COMMIT_SECONDS, GRACE_SECONDS
 from vcjax.storage import Store
+from vcjax.storage.tensorstore_internals import TEMPORARY
 from vcjax.tree import Node
 
 
@@ -155,16 +156,16 @@ def test_temporary_files_go_from_every_folder(repo):
     repo.commit(tree(0), "kept")
     root = repo.store.location.folder
     old = time.time() - 2 * 86400
-    names = [f"{folder}/x.__lock" for folder in ("leaves/ab", "refs/heads", "log", "merges")]
-    names += ["HEAD.__lock", "vcjax.json.__lock", f"pruned/{'a' * 64}.__lock"]
+    names = [f"{folder}/x{TEMPORARY}" for folder in ("leaves/ab", "refs/heads", "log", "merges")]
+    names += [f"HEAD{TEMPORARY}", f"vcjax.json{TEMPORARY}", f"pruned/{'a' * 64}{TEMPORARY}"]
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"left behind")
         os.utime(root / name, (old, old))
     (root / "mine").mkdir()
-    (root / "mine" / "draft.__lock").write_bytes(b"of the user")
-    os.utime(root / "mine" / "draft.__lock", (old, old))
+    (root / "mine" / f"draft{TEMPORARY}").write_bytes(b"of the user")
+    os.utime(root / "mine" / f"draft{TEMPORARY}", (old, old))
     assert sorted(repo.gc().leftovers) == sorted(names)
     assert not any((root / name).exists() for name in names)
-    assert (root / "mine" / "draft.__lock").exists()
+    assert (root / "mine" / f"draft{TEMPORARY}").exists()
     assert repo.fsck().ok

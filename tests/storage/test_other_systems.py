@@ -1,6 +1,7 @@
 """What works where Python lacks `fcntl` and the other names of POSIX, as on Windows."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def windows(processes, tmp_path):
     return run
 
 
-def files(folder):
+def files(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
