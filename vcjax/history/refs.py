@@ -268,11 +268,9 @@ class Refs:
                 raise
             return self._overwrite(name, commit, reason)
         if current is not None and not force:
-            raise RefError(
-                f"{current.short!r} exists already, at {current.commit[:8]}",
-                hint="choose another name, or move it with force=True",
-                shell_hint="choose another name, or move it with --force",
-            )
+            message = f"{current.short!r} exists already, at {current.commit[:8]}"
+            other = "choose another name, or move it with"
+            raise RefError(message, hint=f"{other} force=True", shell_hint=f"{other} --force")
         if force and (last := self.lost(name)):
             self._log.log_deletion(last, "lost")
         return self._won(name, self.set(name, commit, reason, current, anyhow=force))
@@ -323,14 +321,13 @@ class Refs:
     def _gone(self, name: str) -> RefError:
         """What is to be said of a ref that is not there."""
         self.refuse_lost(name)
-        short, former = name.removeprefix(HEADS), self.log(name)
-        hint = "make one with `repo.commit(tree, message)`"
-        shell_hint = "make one with `vcjax commit FILE`"
-        if former:
-            hint = f"{set_command(short, former[0].commit)} makes it anew where it was"
-            shell_hint = hint
+        short = name.removeprefix(HEADS)
         message = f"branch {short!r} has no commit, so nothing to undo"
-        return RefError(message, hint=hint, shell_hint=shell_hint)
+        if former := self.log(name):
+            again = set_command(short, former[0].commit)
+            return RefError(message, hint=f"{again} makes it anew where it was")
+        hints = "`repo.commit(tree, message)` makes one", "`vcjax commit FILE` makes one"
+        return RefError(message, hint=hints[0], shell_hint=hints[1])
 
     @staticmethod
     def _won(name: str, ref: Ref | None) -> Ref:
@@ -396,7 +393,7 @@ def _logged(states: Mapping[int, Ref], name: str, sequence: int) -> Ref:
     if sequence not in states:
         raise RefError(
             f"the log of {name} lacks its state {sequence}, so it cannot be undone further",
-            hint="it was lost or has expired; `repo.branch(name, at=…, force=True)` moves a branch",
-            shell_hint="it was lost or has expired; `vcjax branch --force NAME REV` moves a branch",
+            hint="`repo.branch(name, at=…, force=True)` moves a branch, whatever its log says",
+            shell_hint="`vcjax branch --force NAME REV` moves a branch, whatever its log says",
         )
     return states[sequence]
