@@ -10,6 +10,7 @@ import vcjax
 from vcjax import Repository, VcjaxError, errors
 from vcjax.cli import command_table as registry
 from vcjax.cli import main
+from vcjax.storage import urls
 
 PACKAGE = Path(vcjax.__file__).parent
 
@@ -17,6 +18,8 @@ ARGUMENT = re.compile(r"(?<![-\w{.])([a-z]\w*)=")
 FLAG = re.compile(r"(?<![\w-])--([a-z]\w*(?:-\w+)*)")
 COMMAND = re.compile(r"(?:`|usage: |^)vcjax (\{\}|[a-z]\w*)([^`;]*)")
 PYTHON = re.compile(r"(?<![-\w{.'])[a-z]\w*=|\b\w+\.\w+\(|\bRepository\.")
+URL_OPTION = re.compile(r"\?([a-z]\w*)=[^\s;,&]+")
+"""What is said in the URL of a bucket, the same in Python and in the shell."""
 
 FUNCTIONS = {}
 """{name: the functions called so in the package}."""
@@ -134,7 +137,10 @@ def test_hints_are_found():
 
 @pytest.mark.parametrize(("file", "line", "kind", "text", "both"), HINTS)
 def test_what_a_hint_names_exists(file, line, kind, text, both, arguments, flags):
-    spoken = re.sub(r"--\w+='[^']*'", "", text)
+    options = set().union(*urls._OPTIONS.values())
+    strange = [name for name in URL_OPTION.findall(text) if name not in options]
+    assert not strange, f"no URL has an option {strange}"
+    spoken = re.sub(r"--\w+='[^']*'", "", URL_OPTION.sub("", text))
     unknown = [name for name in ARGUMENT.findall(spoken) if name not in arguments]
     assert not unknown, f"no public function has an argument {unknown}"
     for name in FLAG.findall(text):
@@ -149,7 +155,7 @@ def test_what_a_hint_names_exists(file, line, kind, text, both, arguments, flags
 
 @pytest.mark.parametrize(("file", "line", "kind", "text", "both"), HINTS)
 def test_a_hint_speaks_the_language_of_its_place(file, line, kind, text, both):
-    whole = COMMAND.sub("", text)
+    whole = COMMAND.sub("", URL_OPTION.sub("", text))
     spoken = re.sub(r"--\w+='[^']*'", "", whole)
     if file.startswith("cli/") or kind == "shell_hint":
         assert not PYTHON.search(spoken), "Python in a hint of the shell"

@@ -13,7 +13,11 @@ MODULES = [module.name for module in pkgutil.walk_packages(merging.__path__, "vc
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+    # What an example defines is its reader's: under the module's name it would be vcjax's own.
+    reader = {"__name__": "__main__"}
+    before = merging.methods()
+    assert doctest.testmod(importlib.import_module(name), extraglobs=reader).failed == 0
+    assert merging.methods() == before
 
 
 @pytest.mark.parametrize("name", merging.methods())

@@ -171,9 +171,8 @@ def test_hints_settle_conflicts_that_are_not_of_numbers(repo, name, method):
     forked(repo, *STRUCTURES[name])
     with pytest.raises(ConflictError) as caught:
         repo.merge("ours", "theirs", method=method)
-    assert caught.value.hint == (
-        "take one side with resolve={path: 'ours'} (CLI: --rule='PATH=ours')"
-    )
+    assert caught.value.hint == "take one side with resolve={path: 'ours'}"
+    assert caught.value.shell_hint == "take one side with --rule='PATH=ours'"
     repo.merge("ours", "theirs", method=method, resolve={"w": "ours"})
 
 
@@ -182,7 +181,9 @@ def test_hints_settle_conflicts_of_numbers(repo):
     with pytest.raises(ConflictError, match="changed 1 leaf differently") as caught:
         repo.merge("ours", "theirs")
     assert "method=vcjax.merging.average()" in str(caught.value.hint)
-    assert "--rule" not in str(caught.value.hint)
+    assert "--method=average" in str(caught.value.shell_hint)
+    assert "resolve={" not in str(caught.value.hint)
+    assert "--rule" not in str(caught.value.shell_hint)
     assert vcjax.Repository.merge(repo, "ours", "theirs", method="average").parents
 
 
@@ -190,8 +191,10 @@ def test_hints_of_both_kinds(repo):
     forked(repo, {"v": W, "w": W}, {"v": W + 1, "w": W[:1]}, {"v": W + 2, "w": W + 1})
     with pytest.raises(ConflictError, match="changed 2 leaves differently") as caught:
         repo.merge("ours", "theirs")
-    assert "--method=average" in str(caught.value.hint)
-    assert "--rule='PATH=ours'" in str(caught.value.hint)
+    assert "method=vcjax.merging.average()" in str(caught.value.hint)
+    assert "resolve={path: 'ours'}" in str(caught.value.hint)
+    assert "--method=average" in str(caught.value.shell_hint)
+    assert "--rule='PATH=ours'" in str(caught.value.shell_hint)
     commit = repo.merge("ours", "theirs", method="average", resolve={"w": "ours"})
     assert commit.provenance["decisions"] == {"v": "method", "w": "side"}
 

@@ -136,6 +136,8 @@ def aligned_buffer(shape: tuple[int, ...], dtype: str) -> np.ndarray:
         raise StorageError(
             f"there is no memory for {dtype}{list(shape)}, {nbytes:,} bytes",
             hint="restore some of the leaves with paths=, or on a machine with more memory",
+            shell_hint="`vcjax checkout --paths=GLOB` takes some of the leaves; or use a machine "
+            "with more memory",
         ) from error
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + nbytes].view(kind).reshape(shape)

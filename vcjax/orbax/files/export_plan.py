@@ -139,7 +139,8 @@ def _is_taken(target: Path, force: bool) -> bool:
     if target.is_symlink():
         raise FormatError(
             f"{str(target)!r} is a symbolic link to {os.readlink(target)!r}",
-            hint="give the folder itself; even --force replaces nothing but checkpoints",
+            hint="give the folder itself; even force=True replaces nothing but checkpoints",
+            shell_hint="give the folder itself; even --force replaces nothing but checkpoints",
         )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
