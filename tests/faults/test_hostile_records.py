@@ -177,6 +177,7 @@ def test_commits(fields):
 
 
 REF = new_ref("refs/heads/main", DIGEST, 3, "commit: x", restores=1)
+DETACHED = new_ref("HEAD", DIGEST, 3, "switch")
 REQUEST = MergeRequest(
     "refs/heads/main", DIGEST, (DIGEST,), ("main", "other"), (("**", "ours"),), {"name": "ties"}
 )
@@ -208,7 +209,7 @@ def use_request(data):
 RECORDS = {
     "ref": (REF.encode(), use_ref),
     "head": (Head("main").encode(), use_head),
-    "detached": (REF.encode(), use_head),
+    "detached": (DETACHED.encode(), use_head),
     "merge": (REQUEST.encode(), use_request),
     "pruning": (canonical.encode_record({"policy": "p", "time": 1.5}), use_pruning),
     "settings": (Settings().encode(), lambda data: Settings.decode("here", data)),

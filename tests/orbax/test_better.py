@@ -4,7 +4,6 @@ import collections
 import random
 import secrets
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from vcjax.errors import CorruptionError, StorageError
+from vcjax.storage import Store
 
 from ..subprocesses import PATIENCE
 
@@ -271,8 +271,8 @@ def test_leftovers_of_killed_saves_can_be_cleaned_up(ours, tmp_path, monkeypatch
                 made.save(1, args=ours.args.StandardSave({"w": np.ones(50_000)}))
     with manager(ours, tmp_path, cleanup_tmp_directories=True):  # too young to be sure
         assert {path for path in tmp_path.rglob("*") if path.is_file()} > before
-    now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + 48 * 3600)
+    clock = Store.now
+    monkeypatch.setattr(Store, "now", lambda store: clock(store) + 48 * 3600)
     with manager(ours, tmp_path, cleanup_tmp_directories=True) as made:
         assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
         assert not made.restore(0)["w"].any()

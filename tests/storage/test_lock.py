@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 
@@ -81,9 +80,9 @@ def held_by(folder, **fields):
     (folder / HELD_NAME).write_text(json.dumps({**json.loads(lock._token()), **fields}))
 
 
-def test_what_a_killed_process_left_is_taken_away(no_flock, tmp_path):
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
+def test_what_a_killed_process_left_is_taken_away(no_flock, processes, tmp_path):
+    child = processes.python("")
+    child.finish()
     held_by(tmp_path, pid=child.pid)
     with FolderLock(tmp_path).held():
         assert json.loads((tmp_path / HELD_NAME).read_text())["pid"] == os.getpid()
@@ -172,20 +171,14 @@ print(repo.store.lock, len(repo.fsck().problems))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="LD_PRELOAD is of Linux")
 @pytest.mark.parametrize(("what", "printed"), [("LOCKS", "file 0"), ("FOLDER_SYNC", "flock 0")])
-def test_file_systems_that_lack_something(tmp_path, what, printed):
+def test_file_systems_that_lack_something(tmp_path, processes, what, printed):
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("needs a C compiler")
     (tmp_path / "x.c").write_text(LIBRARY)
     library = tmp_path / "x.so"
     words = [compiler, "-shared", "-fPIC", f"-DNO_{what}", "-o", library, tmp_path / "x.c"]
-    subprocess.run(words, check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", USE],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=environment(LD_PRELOAD=str(library)),
-    )
-    assert (done.stdout.strip(), done.returncode) == (printed, 0), done.stderr
+    processes.start(*words).finish()
+    lacking = environment(LD_PRELOAD=str(library))
+    done = processes.python(USE, cwd=tmp_path, env=lacking)
+    assert done.finish()[0].strip() == printed

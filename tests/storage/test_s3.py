@@ -1,6 +1,5 @@
 """A real S3 API on loopback: moto's server, through TensorStore's own S3 driver."""
 
-import subprocess
 import sys
 import threading
 
@@ -68,16 +67,12 @@ def test_commits_and_restores(url):
     assert vcjax.Repository.open(fresh.url).resolve("v1").message == "two"
 
 
-def test_nothing_but_what_we_say_is_printed(url, tmp_path):
+def test_nothing_but_what_we_say_is_printed(url, processes, tmp_path):
     """The library of S3 tells of each file of settings that is not there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "vcjax.cli", "init", url],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(HOME=str(tmp_path)),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    home = environment(HOME=str(tmp_path))
+    started = processes.start(sys.executable, "-m", "vcjax.cli", "init", url, env=home)
+    _, errors = started.finish()
+    assert errors == ""
 
 
 def test_nothing_is_there(url):

@@ -189,8 +189,8 @@ class Store:
         That of the file system or of the bucket's service, which all who work there have in
         common: by a clock of its own, a machine may take what was just written for old.
         """
-        root = self.location.folder
-        if root is not None:
+        if (root := self.location.folder) is not None:
+            self._require_marker()  # asking makes a file
             with storage_errors("ask the time of", self.url, LOCK_NAME):
                 locks_of(root)  # where nothing may be written, nothing is touched
                 return folders_.now(root, LOCK_NAME)
