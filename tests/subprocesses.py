@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -198,11 +199,23 @@ sys.exit(main(sys.argv[1:]))
         """Types a line."""
         os.write(self._fd, f"{text}\n".encode())
 
+    def interrupt(self, code: int) -> str:
+        """Presses Ctrl-C until it ends, with this exit code; all that was shown.
+
+        Once may be too little: Python does not hear of a signal that comes between its
+        looking for one and its waiting for a line.
+        """
+        self.send_signal(signal.SIGINT)
+        while not select.select([self._fd], [], [], 10)[0]:
+            self.send_signal(signal.SIGINT)
+        return self.read_to_end(code)
+
     def read_to_end(self, code: int = 0) -> str:
         """Reads until it ends, which has to be with this exit code; all that was shown."""
         while self._read():
             pass
-        assert self.wait() == code, self.text
+        ended = self.wait()
+        assert ended == code, f"exit code {ended}:\n{self.errors()}{self.text}"
         return self.text
 
 

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -131,8 +130,7 @@ def test_answers_are_kept_when_one_quits_or_is_interrupted(fork, processes):
     terminal.answer("o")
     terminal.expect("(2/2) q")
     terminal.expect("[q]uit [?]: ")
-    terminal.send_signal(signal.SIGINT)
-    terminal.read_to_end(130)
+    terminal.interrupt(130)
     assert list(fork.merges.get().left) == ["q"]
     fork.merges.resume(resolve="base")
     assert fork.restore()["n"] == 2
