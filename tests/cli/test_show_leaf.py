@@ -9,7 +9,7 @@ import pytest
 
 from vcjax import Repository
 from vcjax.cli import main
-from vcjax.report.leaf import RUN, array_figures
+from vcjax.report.leaf_excerpt import RUN, array_figures
 
 LARGE = np.arange(10_000, dtype=np.float32).reshape(100, 100)
 TREE = {

@@ -25,8 +25,8 @@ from .graph import Row as Row
 from .graph import draw as draw
 from .graph import topological as topological
 from .heat import heat_map as heat_map
-from .leaf import leaf_document as leaf_document
-from .leaf import leaf_lines as leaf_lines
+from .leaf_excerpt import leaf_document as leaf_document
+from .leaf_excerpt import leaf_lines as leaf_lines
 from .lines import Line as Line
 from .lines import Span as Span
 from .lines import line as line
